@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lnsdeploy import tables
-from lnsdeploy.delta import METHODS, Delta, Exact, check_gamma
+from lnsdeploy.delta import METHODS, Delta, Exact, Table, check_gamma
 from lnsdeploy.errors import BadFileError, BadTypeError, BadValueError, LNSError, UnknownNameError
 from lnsdeploy.fields import check_choice, check_integer, check_string
 from lnsdeploy.files import dump_toml, parse_toml, read_toml
@@ -251,6 +251,34 @@ class Datapath:
             digest.update(np.ascontiguousarray(table, dtype="<i8").tobytes())
         return digest.hexdigest()[:16]
 
+    def with_formats(self, weight: LNSFormat, activation: LNSFormat) -> Datapath:
+        """The same datapath for other formats: tables and widths keep their meaning as far as they can.
+
+        A remainder table has at most all of γ's bits; a log accumulator keeps its width beyond the output's code,
+        a Δ table its step as a fraction of an octave. The name tells the change.
+        """
+        if (weight, activation) == (self.weight, self.activation):
+            return self
+        output = widened(activation, common_gamma(weight, activation))
+        accumulate: Accumulator
+        if isinstance(self.accumulate, LinearAccumulator):
+            f = output.gamma.bit_length() - 1
+            t = min(self.accumulate.table_bits, f)
+            if self.accumulate.table_bits == self.gamma.bit_length() - 1:
+                t = min(f, 10)  # a full table stays full
+            accumulate = dataclasses.replace(self.accumulate, table_bits=t)
+        else:
+            accumulate = _adapted(self.accumulate, self.output, output)
+        return dataclasses.replace(
+            self,
+            name=f"{self.name}@{weight}" if weight == activation else f"{self.name}@{weight},{activation}",
+            weight=weight,
+            activation=activation,
+            output=output,
+            accumulate=accumulate,
+            add=_adapted(self.add, self.output, output),
+        )
+
     def tables(self) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
         """Every table the datapath uses, by name (spec 4.1, 4.6, 5.7)."""
         found = {}
@@ -276,8 +304,8 @@ class Datapath:
         for name in ("weight", "activation", "output"):
             result[name] = str(getattr(self, name))
         result["underflow"] = self.underflow
-        result["accumulate"] = _accumulator_to_dict(self.accumulate)
-        result["add"] = _accumulator_to_dict(self.add)
+        result["accumulate"] = accumulator_to_dict(self.accumulate)
+        result["add"] = accumulator_to_dict(self.add)
         return result
 
     @classmethod
@@ -302,9 +330,9 @@ class Datapath:
                 values[name] = _field(name, LNSFormat.parse, values[name])
             if "accumulate" not in values:
                 raise BadValueError("the table [accumulate] is missing")
-            values["accumulate"] = _accumulator_from_dict("accumulate", values["accumulate"])
+            values["accumulate"] = accumulator_from_dict("accumulate", values["accumulate"])
             if "add" in values:
-                values["add"] = _accumulator_from_dict("add", values["add"])
+                values["add"] = log_accumulator_from_dict("add", values["add"])
             elif isinstance(values["accumulate"], LogAccumulator):
                 values["add"] = dataclasses.replace(values["accumulate"], lanes=1)
             else:
@@ -340,7 +368,8 @@ def _method_text(delta: Delta) -> str:
     return f"{delta.kind} Δ" + (f" ({fields})" if fields else "")
 
 
-def _accumulator_to_dict(accumulator: Accumulator) -> dict[str, Any]:
+def accumulator_to_dict(accumulator: Accumulator) -> dict[str, Any]:
+    """An accumulator as plain data; :func:`accumulator_from_dict` is its inverse."""
     result: dict[str, Any] = {"kind": "linear" if isinstance(accumulator, LinearAccumulator) else "log"}
     for entry in dataclasses.fields(accumulator):
         value = getattr(accumulator, entry.name)
@@ -351,14 +380,21 @@ def _accumulator_to_dict(accumulator: Accumulator) -> dict[str, Any]:
     return result
 
 
-def _accumulator_from_dict(place: str, data: Any) -> Any:
+def accumulator_from_dict(place: str, data: Any) -> Accumulator:
+    """An accumulator from plain data.
+
+    Args:
+        place: names the table in errors.
+    Raises:
+        LNSError: a field is missing, unknown or out of range; the message names it.
+    """
     if not isinstance(data, Mapping):
         raise BadValueError(f"{place} must be a table, not {data!r}")
     values = dict(data)
-    kind = values.pop("kind", "log" if place == "add" else None)
-    if kind is None:
+    if "kind" not in values:
         raise BadValueError(f"{place}.kind is missing (linear or log)")
-    check_choice(f"{place}.kind", kind, ("linear", "log") if place == "accumulate" else ("log",))
+    kind = values.pop("kind")
+    check_choice(f"{place}.kind", kind, ("linear", "log"))
     made = LinearAccumulator if kind == "linear" else LogAccumulator
     known = [f.name for f in dataclasses.fields(made)]
     for key in values:
@@ -366,7 +402,18 @@ def _accumulator_from_dict(place: str, data: Any) -> Any:
             raise UnknownNameError(f"field of {place}", key, known)
     if "delta" in values:
         values["delta"] = _delta_from_dict(f"{place}.delta", values["delta"])
-    return _build(place, made, values)
+    accumulator: Accumulator = _build(place, made, values)
+    return accumulator
+
+
+def log_accumulator_from_dict(place: str, data: Any) -> LogAccumulator:
+    """As :func:`accumulator_from_dict`, for places that need the log adder (`kind` may be left out)."""
+    if isinstance(data, Mapping):
+        data = {"kind": "log", **data}
+    accumulator = accumulator_from_dict(place, data)
+    if not isinstance(accumulator, LogAccumulator):
+        raise BadValueError(f"{place}.kind must be log")
+    return accumulator
 
 
 def _delta_from_dict(place: str, data: Any) -> Delta:
@@ -412,6 +459,22 @@ def common_gamma(a: LNSFormat, b: LNSFormat) -> int:
             f"gammas {a.gamma} and {b.gamma} do not fit together: the smaller must divide the larger"
         )
     return large
+
+
+def widened(fmt: LNSFormat, gamma: int) -> LNSFormat:
+    """The format with `gamma` codes per octave that covers at least the range of `fmt` (spec 3.2)."""
+    if gamma == fmt.gamma:
+        return fmt
+    return LNSFormat(min(fmt.bits + (gamma // fmt.gamma - 1).bit_length(), 32), gamma, fmt.signed)
+
+
+def _adapted(accumulator: LogAccumulator, old: LNSFormat, new: LNSFormat) -> LogAccumulator:
+    bits = min(max(new.magnitude_bits + accumulator.bits - old.magnitude_bits, 1), 40)
+    delta = accumulator.delta
+    if isinstance(delta, Table) and new.gamma != old.gamma:
+        step = max(1, delta.step * new.gamma // old.gamma)
+        delta = dataclasses.replace(delta, step=1 << (step.bit_length() - 1))
+    return dataclasses.replace(accumulator, bits=bits, delta=delta)
 
 
 def default_adder(output: LNSFormat) -> LogAccumulator:
@@ -461,11 +524,7 @@ def for_format(fmt: LNSFormat, *, weight: LNSFormat | None = None) -> Datapath:
     """
     weight = weight or fmt
     gamma = common_gamma(fmt, weight)
-    output = (
-        fmt
-        if fmt.gamma == gamma
-        else LNSFormat(fmt.bits + (gamma // fmt.gamma).bit_length() - 1, gamma, fmt.signed)
-    )
+    output = widened(fmt, gamma)
     f = gamma.bit_length() - 1
     accumulate: Accumulator
     if gamma == 1 << f:

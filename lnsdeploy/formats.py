@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,6 @@ Negative = Literal["error", "clip"]
 Method = Literal["absmax", "percentile", "lsq"]
 Words = npt.NDArray[np.unsignedinteger[Any]]
 Offset = int | npt.NDArray[np.int64]
-ArrayOrTensor = TypeVar("ArrayOrTensor")
 
 ROUNDINGS = ("nearest", "linear", "stochastic")
 UNDERFLOWS = ("zero", "min")
@@ -444,7 +443,7 @@ class _WideOctave:
 
 
 def encode(
-    x: ArrayOrTensor,
+    x: Any,
     fmt: LNSFormat,
     offset: Any,
     *,
@@ -455,7 +454,7 @@ def encode(
     stream: int = 0,
     name: str = "tensor",
     axis: int | None = None,
-) -> ArrayOrTensor:
+) -> Any:
     """Round floating-point numbers to LNS words (spec 2.1 to 2.4).
 
     Args:
@@ -526,7 +525,7 @@ def encode(
                     "(negative='clip' makes them zero)"
                 )
             words[part][minus] = least
-    return _like(words.reshape(shape), x)  # type: ignore[no-any-return]
+    return _like(words.reshape(shape), x)
 
 
 def _floats(x: Any, name: str) -> npt.NDArray[Any]:
@@ -560,13 +559,13 @@ def _round_up_to_one(
 
 
 def decode(
-    words: ArrayOrTensor,
+    words: Any,
     fmt: LNSFormat,
     offset: Any,
     dtype: Any = np.float32,
     *,
     axis: int | None = None,
-) -> ArrayOrTensor:
+) -> Any:
     """The floating-point numbers nearest to the values of words (spec 2.5).
 
     Args:
@@ -584,12 +583,12 @@ def decode(
     offsets = _offsets(offset, axis, array.shape)
     target = _float_dtype(dtype)
     if offsets.ndim == 0 and fmt.bits <= 16:
-        return _like(_word_table(fmt, int(offsets), target).take(array), words)  # type: ignore[no-any-return]
+        return _like(_word_table(fmt, int(offsets), target).take(array), words)
     codes, signs = fmt.split(array)
     values = _power(codes + offsets, fmt.gamma, target)
     values[codes == 0] = 0
     np.negative(values, out=values, where=signs)
-    return _like(values, words)  # type: ignore[no-any-return]
+    return _like(values, words)
 
 
 def decode_table(fmt: LNSFormat, offset: int, dtype: Any = np.float32) -> npt.NDArray[Any]:

@@ -151,10 +151,14 @@ class _terms:
             mantissa = mantissa * constants[r_high]
             fraction_bits += accumulator.constant_bits
         # spec 4.3
-        aligned = _align(mantissa.astype(self.dtype), q - fraction_bits - self.plan.lsb, accumulator.shift)
+        aligned: npt.NDArray[Any] = _align(
+            mantissa.astype(self.dtype), q - fraction_bits - self.plan.lsb, accumulator.shift
+        )
         if accumulator.conversion == "product":
             return aligned[None]
-        return np.where(r_high == np.arange(accumulator.bins).reshape(-1, *[1] * p.ndim), aligned, 0)
+        bins = np.arange(accumulator.bins).reshape(-1, *[1] * p.ndim)
+        separated: npt.NDArray[Any] = np.where(r_high == bins, aligned, 0)
+        return separated
 
 
 def _align(mantissa: Any, shift: Ints, rule: str) -> Any:
@@ -165,7 +169,7 @@ def _align(mantissa: Any, shift: Ints, rule: str) -> Any:
     if rule == "round":
         half = np.where(right > 0, np.left_shift(1, np.maximum(right - 1, 0)), 0)
         mantissa = mantissa + half
-    return np.right_shift(mantissa, right) << left
+    return np.left_shift(np.right_shift(mantissa, right), left)
 
 
 def _fit(values: Any, bits: int, overflow: str) -> Any:

@@ -1,0 +1,502 @@
+"""An LNS net as data: what lowering makes, ONNX files hold, and executors run.
+
+Tensors between the input's encoding and the output's decoding are words; each node carries the plan that,
+with the datapath, determines its bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from lnsdeploy.datapath import Datapath, accumulator_to_dict, log_accumulator_from_dict
+from lnsdeploy.emulator import reference
+from lnsdeploy.emulator.plan import (
+    AddPlan,
+    Counts,
+    DotPlan,
+    Ints,
+    PoolPlan,
+    RescalePlan,
+    Window,
+)
+from lnsdeploy.errors import BadFileError, BadValueError, UnknownNameError
+from lnsdeploy.formats import LNSFormat, Words, decode, encode
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Format and offset of a tensor of words."""
+
+    format: LNSFormat
+    offset: int
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation on words.
+
+    Args:
+        name: unique in the net; the layer's name where it has one.
+        inputs: names of tensors.
+        output: name of the tensor that it makes.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+    op: ClassVar[str] = ""
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        """The output's words by the reference executor."""
+        raise NotImplementedError
+
+    def macs(self, shapes: list[tuple[int, ...]], output: tuple[int, ...]) -> int:
+        """Multiply-accumulate operations for tensors of these shapes."""
+        return 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a file must keep beside the words: plain data."""
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class Gemm(Node):
+    """x [..., K] times weights [N, K] (spec 3 to 5)."""
+
+    words: Words
+    bias: Ints | None
+    plan: DotPlan
+    op: ClassVar[str] = "Gemm"
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        x = tensors[0]
+        rows = reference.dot(x.reshape(-1, x.shape[-1]), self.words, self.bias, self.plan, counts)
+        return rows.reshape(*x.shape[:-1], self.words.shape[0])
+
+    def macs(self, shapes: list[tuple[int, ...]], output: tuple[int, ...]) -> int:
+        return int(np.prod(output)) * int(self.words.shape[1])
+
+    def to_dict(self) -> dict[str, Any]:
+        return dot_plan_to_dict(self.plan)
+
+
+@dataclass(frozen=True, eq=False)
+class Conv(Node):
+    """Convolution of x [B, C, *spatial] with weights [O, C/groups, *kernel] (spec 7)."""
+
+    words: Words
+    bias: Ints | None
+    plan: DotPlan
+    window: Window
+    groups: int = 1
+    op: ClassVar[str] = "Conv"
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        return reference.convolution(
+            tensors[0], self.words, self.bias, self.plan, self.window, self.groups, counts
+        )
+
+    def macs(self, shapes: list[tuple[int, ...]], output: tuple[int, ...]) -> int:
+        return int(np.prod(output)) * int(np.prod(self.words.shape[1:]))
+
+    def to_dict(self) -> dict[str, Any]:
+        return dot_plan_to_dict(self.plan)
+
+
+@dataclass(frozen=True, eq=False)
+class Relu(Node):
+    """Negative words become zero (spec 6.1)."""
+
+    format: LNSFormat
+    op: ClassVar[str] = "Relu"
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        return reference.relu(tensors[0], self.format)
+
+
+@dataclass(frozen=True, eq=False)
+class Clip(Node):
+    """Words limited to two words (spec 6.1)."""
+
+    format: LNSFormat
+    low: int
+    high: int
+    op: ClassVar[str] = "Clip"
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        return reference.clip(tensors[0], self.format, self.low, self.high)
+
+
+@dataclass(frozen=True, eq=False)
+class MaxPool(Node):
+    """Largest value of each window (spec 6.1)."""
+
+    format: LNSFormat
+    window: Window
+    op: ClassVar[str] = "MaxPool"
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        return reference.max_pool(tensors[0], self.format, self.window)
+
+
+@dataclass(frozen=True, eq=False)
+class AveragePool(Node):
+    """Average of each window by the log adder (spec 6.5)."""
+
+    plan: PoolPlan
+    window: Window
+    count_include_pad: bool = False
+    op: ClassVar[str] = "AveragePool"
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        return reference.average_pool(tensors[0], self.plan, self.window, self.count_include_pad, counts)
+
+    def to_dict(self) -> dict[str, Any]:
+        p = self.plan
+        return {
+            "accumulator": accumulator_to_dict(p.accumulator),
+            "input": str(p.input),
+            "output": str(p.output),
+            "input_offset": p.input_offset,
+            "output_offset": p.output_offset,
+            "acc_offset": p.acc_offset,
+            "underflow": p.underflow,
+            "count_include_pad": self.count_include_pad,
+            "window": window_to_dict(self.window),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Node):
+    """Element-wise sum by the log adder (spec 6.4)."""
+
+    plan: AddPlan
+    op: ClassVar[str] = "Add"
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        return reference.add(tensors[0], tensors[1], self.plan, counts)
+
+    def to_dict(self) -> dict[str, Any]:
+        p = self.plan
+        return {
+            "accumulator": accumulator_to_dict(p.accumulator),
+            "a": str(p.a),
+            "b": str(p.b),
+            "output": str(p.output),
+            "a_offset": p.a_offset,
+            "b_offset": p.b_offset,
+            "output_offset": p.output_offset,
+            "acc_offset": p.acc_offset,
+            "underflow": p.underflow,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Rescale(Node):
+    """Words of another format or offset (spec 6.3)."""
+
+    plan: RescalePlan
+    op: ClassVar[str] = "Rescale"
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        return reference.rescale(tensors[0], self.plan, counts)
+
+    def to_dict(self) -> dict[str, Any]:
+        p = self.plan
+        return {
+            "input": str(p.input),
+            "output": str(p.output),
+            "input_offset": p.input_offset,
+            "output_offset": p.output_offset,
+            "underflow": p.underflow,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape(Node):
+    """Another shape; 0 keeps an axis of the input, −1 is whatever is left, as in ONNX (spec 6.1)."""
+
+    shape: tuple[int, ...]
+    op: ClassVar[str] = "Reshape"
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        x = tensors[0]
+        try:
+            shape = [x.shape[i] if n == 0 else n for i, n in enumerate(self.shape)]
+            return x.reshape(shape)
+        except (ValueError, IndexError) as error:
+            raise BadValueError(f"{self.name}: shape {x.shape} cannot become {self.shape}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Transpose(Node):
+    """Axes in another order (spec 6.1)."""
+
+    order: tuple[int, ...]
+    op: ClassVar[str] = "Transpose"
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        return tensors[0].transpose(self.order)
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(Node):
+    """Tensors of one format and offset joined along an axis (spec 6.1)."""
+
+    axis: int
+    op: ClassVar[str] = "Concat"
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        return np.concatenate(tensors, axis=self.axis)
+
+
+@dataclass(frozen=True, eq=False)
+class LNSGraph:
+    """A whole net on words.
+
+    Args:
+        input: name of the float input.
+        input_shape: its shape; 0 for the batch axis.
+        encoded: name of the input's tensor of words.
+        underflow: the encoding's rule.
+        nodes: in an order in which they can run.
+        words_output: name of the last tensor of words.
+        output: name of the float output, its decoding.
+        tensors: format and offset of every tensor of words.
+        datapaths: those that the nodes use, by fingerprint.
+        metadata: further text to keep with the net (source, recipe, …).
+    """
+
+    input: str
+    input_shape: tuple[int, ...]
+    encoded: str
+    underflow: str
+    nodes: tuple[Node, ...]
+    words_output: str
+    output: str
+    tensors: dict[str, TensorInfo]
+    datapaths: dict[str, Datapath]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def datapath(self) -> Datapath:
+        """The datapath of most nodes, the first among equals."""
+        uses: dict[str, int] = {}
+        for node in self.nodes:
+            if isinstance(node, (Gemm, Conv)):
+                key = node.plan.datapath.fingerprint
+                uses[key] = uses.get(key, 0) + 1
+        if not uses:
+            return next(iter(self.datapaths.values()))
+        return self.datapaths[max(uses, key=lambda key: uses[key])]
+
+    def encode_input(self, x: npt.NDArray[Any]) -> Words:
+        """The words of a batch of inputs."""
+        info = self.tensors[self.encoded]
+        words: Words = encode(
+            check_input(x, self.input_shape, self.input),
+            info.format,
+            info.offset,
+            underflow=self.underflow,  # type: ignore[arg-type]
+            negative="clip",
+            name=f"input {self.input!r}",
+        )
+        return words
+
+    def decode_output(self, words: Words) -> npt.NDArray[np.float32]:
+        """The float32 values of output words."""
+        info = self.tensors[self.words_output]
+        values: npt.NDArray[np.float32] = decode(words, info.format, info.offset)
+        return values
+
+
+@dataclass(eq=False)
+class LayerRecord:
+    """What one node did over a run.
+
+    Args:
+        name, op: of the node.
+        macs: multiply-accumulate operations.
+        counts: saturated and flushed results.
+    """
+
+    name: str
+    op: str
+    macs: int = 0
+    counts: Counts = field(default_factory=Counts)
+
+
+def check_input(x: npt.NDArray[Any], shape: tuple[int, ...], name: str) -> npt.NDArray[np.float32]:
+    """The input as float32, if its shape and type fit.
+
+    Raises:
+        BadValueError: another shape; the message gives both.
+    """
+    array = np.asarray(x)
+    if array.dtype.kind != "f":
+        raise BadValueError(f"input {name!r} must be floating point, not {array.dtype}")
+    fits = array.ndim == len(shape) and all(w in (0, h) for w, h in zip(shape, array.shape, strict=True))
+    if not fits:
+        wanted = ", ".join("batch" if n == 0 else str(n) for n in shape)
+        raise BadValueError(f"input {name!r} must have the shape [{wanted}], not {list(array.shape)}")
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def run_reference(
+    graph: LNSGraph,
+    x: npt.NDArray[Any],
+    records: dict[str, LayerRecord] | None = None,
+    visit: Callable[[str, Words], None] | None = None,
+) -> Words:
+    """Run a batch through the reference executor.
+
+    Args:
+        x: float inputs [batch, …].
+        records: filled in, one record a node.
+        visit: called with the name and words of every tensor, in order.
+    Returns: the words of the output tensor.
+    """
+    env: dict[str, Words] = {graph.encoded: graph.encode_input(x)}
+    last = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
+    if visit:
+        visit(graph.encoded, env[graph.encoded])
+    for i, node in enumerate(graph.nodes):
+        inputs = [env[name] for name in node.inputs]
+        record = LayerRecord(node.name, node.op)
+        if records is not None:
+            record = records.setdefault(node.name, record)
+        env[node.output] = node.run(inputs, record.counts)
+        record.macs += node.macs([a.shape for a in inputs], env[node.output].shape)
+        if visit:
+            visit(node.output, env[node.output])
+        for name in node.inputs:
+            if last[name] == i and name != graph.words_output:
+                env.pop(name, None)
+    return env[graph.words_output]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Plans as plain data
+
+
+def window_to_dict(window: Window) -> dict[str, Any]:
+    """A window as plain data."""
+    return {
+        "kernel": list(window.kernel),
+        "strides": list(window.strides),
+        "pads": list(window.pads),
+        "dilations": list(window.dilations),
+    }
+
+
+def dot_plan_to_dict(plan: DotPlan) -> dict[str, Any]:
+    """A dot product's plan as plain data; the datapath by its fingerprint."""
+    return {
+        "datapath": plan.datapath.fingerprint,
+        "activation": str(plan.activation),
+        "weight": str(plan.weight),
+        "output": str(plan.output),
+        "input_offset": plan.input_offset,
+        "weight_offset": _plain(plan.weight_offset),
+        "output_offset": plan.output_offset,
+        "lsb": plan.lsb,
+        "acc_offset": _plain(plan.acc_offset),
+    }
+
+
+def _plain(value: Any) -> Any:
+    return [int(v) for v in value] if np.ndim(value) else int(value)
+
+
+def _integer(data: Mapping[str, Any], key: str) -> int:
+    value = data[key]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise BadFileError(f"{key} must be an integer, not {value!r}")
+    return value
+
+
+def _integers(data: Mapping[str, Any], key: str) -> int | Ints:
+    value = data[key]
+    if isinstance(value, list):
+        if not all(isinstance(v, int) and not isinstance(v, bool) and abs(v) < 1 << 62 for v in value):
+            raise BadFileError(f"{key} must hold integers")
+        return np.array(value, dtype=np.int64)
+    return _integer(data, key)
+
+
+def _tuple(data: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    value = _integers(data, key)
+    if isinstance(value, int):
+        raise BadFileError(f"{key} must be a list of integers, not {value!r}")
+    return tuple(int(v) for v in value)
+
+
+def window_from_dict(data: Mapping[str, Any]) -> Window:
+    """Inverse of :func:`window_to_dict`."""
+    return Window(*(_tuple(data, key) for key in ("kernel", "strides", "pads", "dilations")))
+
+
+def dot_plan_from_dict(data: Mapping[str, Any], datapaths: Mapping[str, Datapath]) -> DotPlan:
+    """Inverse of :func:`dot_plan_to_dict`.
+
+    Raises:
+        BadFileError, UnknownNameError, BadValueError, KeyError: the data do not describe a plan.
+    """
+    fingerprint = data["datapath"]
+    if fingerprint not in datapaths:
+        raise UnknownNameError("datapath fingerprint", fingerprint, datapaths)
+    return DotPlan(
+        datapath=datapaths[fingerprint],
+        activation=LNSFormat.parse(data["activation"]),
+        weight=LNSFormat.parse(data["weight"]),
+        output=LNSFormat.parse(data["output"]),
+        input_offset=_integer(data, "input_offset"),
+        weight_offset=_integers(data, "weight_offset"),
+        output_offset=_integer(data, "output_offset"),
+        lsb=_integer(data, "lsb"),
+        acc_offset=_integers(data, "acc_offset"),
+    )
+
+
+def add_plan_from_dict(data: Mapping[str, Any]) -> AddPlan:
+    """An addition's plan from plain data."""
+    return AddPlan(
+        accumulator=log_accumulator_from_dict("accumulator", data["accumulator"]),
+        a=LNSFormat.parse(data["a"]),
+        b=LNSFormat.parse(data["b"]),
+        output=LNSFormat.parse(data["output"]),
+        a_offset=_integer(data, "a_offset"),
+        b_offset=_integer(data, "b_offset"),
+        output_offset=_integer(data, "output_offset"),
+        acc_offset=_integer(data, "acc_offset"),
+        underflow=data["underflow"],
+    )
+
+
+def pool_plan_from_dict(data: Mapping[str, Any]) -> PoolPlan:
+    """A pooling's plan from plain data."""
+    return PoolPlan(
+        accumulator=log_accumulator_from_dict("accumulator", data["accumulator"]),
+        input=LNSFormat.parse(data["input"]),
+        output=LNSFormat.parse(data["output"]),
+        input_offset=_integer(data, "input_offset"),
+        output_offset=_integer(data, "output_offset"),
+        acc_offset=_integer(data, "acc_offset"),
+        underflow=data["underflow"],
+    )
+
+
+def rescale_plan_from_dict(data: Mapping[str, Any]) -> RescalePlan:
+    """A rescaling's plan from plain data."""
+    return RescalePlan(
+        input=LNSFormat.parse(data["input"]),
+        output=LNSFormat.parse(data["output"]),
+        input_offset=_integer(data, "input_offset"),
+        output_offset=_integer(data, "output_offset"),
+        underflow=data["underflow"],
+    )
