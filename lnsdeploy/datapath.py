@@ -254,8 +254,8 @@ class Datapath:
     def with_formats(self, weight: LNSFormat, activation: LNSFormat) -> Datapath:
         """The same datapath for other formats: tables and widths keep their meaning as far as they can.
 
-        A remainder table has at most all of γ's bits; a log accumulator keeps its width beyond the output's code,
-        a Δ table its step as a fraction of an octave. The name tells the change.
+        A remainder table has at most all of γ's bits; a log accumulator keeps its width beyond the output's
+        code, a Δ table its step as a fraction of an octave. The name tells the change.
         """
         if (weight, activation) == (self.weight, self.activation):
             return self

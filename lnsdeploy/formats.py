@@ -204,7 +204,8 @@ class LNSTensor:
 
     def decode(self, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
         """The values, correctly rounded to `dtype` (float32 or float64)."""
-        return decode(self.words, self.format, self.offset, dtype, axis=self.axis)
+        values: npt.NDArray[Any] = decode(self.words, self.format, self.offset, dtype, axis=self.axis)
+        return values
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -18,9 +18,10 @@ number of parameters; on an accelerator a block is as large as memory comfortabl
 
 from __future__ import annotations
 
+import bisect
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, overload
@@ -49,6 +50,8 @@ _DEVICE_BLOCK = 1 << 26
 # Lengths are rounded up to this, so that no element of exp2 falls in the remainder of a vector loop,
 # where torch computes it with another function: results do not depend on how tensors are packed.
 _LANES = 64
+# Entries of a decoding table; beyond, codes are decoded one by one.
+_TABLE_LIMIT = 1 << 20
 _CLIP_WARNING = 0.1
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LN2 = math.log(2.0)
@@ -100,7 +103,10 @@ class _Scalars:
 
 @dataclass
 class _Block:
-    """Flat tensors for one pass: a slice of one parameter in place, or several parameters packed."""
+    """Flat tensors for one pass: a slice of one parameter in place, or several parameters packed.
+
+    With integer codes, `weight` is only written (and empty in a packed block); without, `codes` is empty.
+    """
 
     entries: list[_Entry]
     start: int
@@ -108,39 +114,42 @@ class _Block:
     weight: Tensor
     grad: Tensor
     moment: Tensor
-    codes: Tensor | None
+    codes: Tensor
     packed: bool
 
-    def per_tensor(self, values: list[float], dtype: torch.dtype) -> float | Tensor:
-        """One number per tensor, spread over the elements where the block holds several tensors."""
-        if len(set(values)) == 1:
-            return values[0]
+    def per_tensor(self, values: list[float], dtype: torch.dtype) -> Tensor:
+        """One number per tensor, spread over the elements of a packed block."""
         sizes = torch.tensor([e.size for e in self.entries])
         spread = torch.tensor(values, dtype=dtype).repeat_interleave(sizes, output_size=self.size)
-        return spread.to(self.weight.device)
+        return spread.to(self.moment.device)
 
     def scatter(self, field: Literal["param", "exp_avg_sq", "codes"], flat: Tensor) -> None:
         """Write the packed result back to the tensors it was gathered from."""
         targets = [e.param if field == "param" else e.state[field] for e in self.entries]
-        parts = flat.split([e.size for e in self.entries])
+        parts = torch.split(flat, [e.size for e in self.entries])
         torch._foreach_copy_(targets, [part.view(t.shape) for part, t in zip(parts, targets, strict=True)])
 
 
 class _Scratch:
     """Temporaries of the size of a block, reused from block to block."""
 
-    def __init__(self, capacity: int, dtype: torch.dtype, device: torch.device):
-        capacity = -(-capacity // _LANES) * _LANES
-        self._buffers = [torch.zeros(capacity, dtype=dtype, device=device) for _ in range(4)]
-        self._size = -1
+    def __init__(self, dtype: torch.dtype, device: torch.device):
+        self.dtype, self.device = dtype, device
+        self._capacity = self._size = 0
+        self._buffers: list[Tensor] = []
+        self._views: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
     def views(self, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """x, x with its padding, sign, y, and zeros: [size] each, the second rounded up."""
-        if size != self._size:
-            x, sign, y, zeros = self._buffers
-            padded = x[: -(-size // _LANES) * _LANES]
-            self._views = (x[:size], padded, sign[:size], y[:size], zeros[:size])
-            self._size = size
+        if size == self._size:
+            return self._views
+        padded = -(-size // _LANES) * _LANES
+        if padded > self._capacity:
+            self._capacity = padded
+            self._buffers = [torch.zeros(padded, dtype=self.dtype, device=self.device) for _ in range(4)]
+        x, sign, y, zeros = self._buffers
+        self._size = size
+        self._views = (x[:size], x[:padded], sign[:size], y[:size], zeros[:size])
         return self._views
 
 
@@ -232,7 +241,7 @@ class _LogOptimizer(Optimizer):
         self._check_finite([e for _, _, entries in collected for e in entries])
         clipped = counted = 0
         for bucket in self._buckets(collected):
-            # Looking at steps 1, 2, 4, 8, … costs nothing on the whole and is late by a factor of two at most.
+            # Steps 1, 2, 4, 8, … only: costs nothing on the whole, and is late by a factor of two at most.
             count = bucket.multiplicative and not self._clip_warned and bucket.step & (bucket.step - 1) == 0
             found = self._update(bucket, count)
             if count:
@@ -241,8 +250,8 @@ class _LogOptimizer(Optimizer):
         if counted and clipped > _CLIP_WARNING * counted:
             self._clip_warned = True
             warnings.warn(
-                f"{100 * clipped / counted:.0f} % of the weights sit at their bound (p_scale times the RMS of "
-                "the initial weights): initialise with a larger scale (He), or raise p_scale or p_max",
+                f"{100 * clipped / counted:.0f} % of the weights sit at their bound (p_scale times the RMS "
+                "of the initial weights): initialise with a larger scale (He), or raise p_scale or p_max",
                 MadamWarning,
                 stacklevel=2,
             )
@@ -260,8 +269,8 @@ class _LogOptimizer(Optimizer):
                     continue
                 if grad.layout != torch.strided:
                     raise UnsupportedError(
-                        f"the gradient of {_where(group, number, index)} is sparse ({grad.layout}); Madam needs "
-                        "dense gradients (sparse=False in the embedding, or grad.to_dense())"
+                        f"the gradient of {_where(group, number, index)} is sparse ({grad.layout}); Madam "
+                        "needs dense gradients (sparse=False in the embedding, or grad.to_dense())"
                     )
                 entry = _Entry(param, grad, self.state[param], _where(group, number, index))
                 sides[self._is_multiplicative(group, param)].append(entry)
@@ -282,8 +291,8 @@ class _LogOptimizer(Optimizer):
             bad = int((~torch.isfinite(entry.grad)).sum())
             if bad:
                 raise BadValueError(
-                    f"the gradient of {entry.where} contains NaN or infinity in {bad} of {entry.size} elements; "
-                    "nothing was updated (lower the learning rate, clip the gradients, or skip this step)"
+                    f"the gradient of {entry.where} contains NaN or infinity in {bad} of {entry.size} "
+                    "elements; nothing was updated (lower the learning rate, or skip this step)"
                 )
             raise BadValueError(
                 f"the gradient of {entry.where} is too large: its squares overflow {_work_dtype(dtype)}; "
@@ -336,43 +345,33 @@ class _LogOptimizer(Optimizer):
         if bucket.group["foreach"] is False:
             rule = self._multiply_single if bucket.multiplicative else self._add_single
             return sum(rule(bucket, entry, scalars, count) for entry in bucket.entries)
-        blocks = list(_blocks(bucket.entries, bucket.multiplicative and self._coded))
-        first = bucket.entries[0]
-        scratch = _Scratch(max(b.size for b in blocks), first.state["exp_avg_sq"].dtype, first.param.device)
-        clipped = 0
-        for block in blocks:
-            if bucket.multiplicative:
-                clipped += self._multiply(bucket, block, scalars, scratch, count)
-            else:
-                self._add(bucket, block, scalars, scratch)
-        return clipped
+        if bucket.multiplicative:
+            return self._multiply(bucket, scalars, count)
+        self._add(bucket, scalars)
+        return 0
 
-    _coded = False
-
-    def _multiply(
-        self, bucket: _Bucket, block: _Block, scalars: _Scalars, scratch: _Scratch, count: bool
-    ) -> int:
+    def _multiply(self, bucket: _Bucket, scalars: _Scalars, count: bool) -> int:
         raise NotImplementedError  # pragma: no cover - both subclasses define it
 
     def _multiply_single(self, bucket: _Bucket, entry: _Entry, scalars: _Scalars, count: bool) -> int:
         raise NotImplementedError  # pragma: no cover - both subclasses define it
 
-    def _add(self, bucket: _Bucket, block: _Block, scalars: _Scalars, scratch: _Scratch) -> None:
+    def _add(self, bucket: _Bucket, scalars: _Scalars) -> None:
         """w ← w − lr·additive_scale·ĝ."""
-        x, _, _, _, _ = scratch.views(block.size)
-        grad, moment = _moment(block, scalars)
-        torch.clamp(moment, min=scalars.least, out=x)
-        x.rsqrt_().mul_(grad)
         size = scalars.bound / abs(scalars.correction)
-        x.clamp_(-size, size)
         rate = -scalars.lr * float(bucket.group["additive_scale"]) * scalars.correction
-        weight = block.weight.to(x.dtype)
-        weight.add_(x, alpha=rate)
-        if weight is not block.weight and not block.packed:
-            block.weight.copy_(weight)
-        if block.packed:
-            block.scatter("param", weight)
-            block.scatter("exp_avg_sq", moment)
+        scratch = _scratch(bucket)
+        for block in _blocks(bucket.entries, coded=False):
+            x, _, _, _, _ = scratch.views(block.size)
+            grad, moment = _moment(block, scalars)
+            torch.clamp(moment, min=scalars.least, out=x)
+            x.rsqrt_().mul_(grad).clamp_(-size, size)
+            weight = block.weight.to(x.dtype).add_(x, alpha=rate)
+            if block.packed:
+                block.scatter("param", weight)
+                block.scatter("exp_avg_sq", moment)
+            elif weight.dtype != block.weight.dtype:
+                block.weight.copy_(weight)
 
     def _add_single(self, bucket: _Bucket, entry: _Entry, scalars: _Scalars, count: bool) -> int:
         unbounded = _normalised(entry, scalars)
@@ -432,6 +431,8 @@ class _LogOptimizer(Optimizer):
         return found
 
     def _check_state(self, param: Tensor, values: dict[str, Any], where: str) -> None:
+        if not values:
+            return
         moment = values.get("exp_avg_sq")
         step = values.get("step")
         if moment is None and "codes" in values and step == 0:
@@ -440,8 +441,8 @@ class _LogOptimizer(Optimizer):
             raise BadValueError(f"{where} is not one of {type(self).__name__}: step or exp_avg_sq is missing")
         if moment.shape != param.shape or moment.dtype != _work_dtype(param.dtype):
             raise BadValueError(
-                f"{where} has a second moment of {moment.dtype} and shape {tuple(moment.shape)}, the parameter "
-                f"needs {_work_dtype(param.dtype)} and {tuple(param.shape)}"
+                f"{where} has a second moment of {moment.dtype} and shape {tuple(moment.shape)}, the "
+                f"parameter needs {_work_dtype(param.dtype)} and {tuple(param.shape)}"
             )
 
     def _named(self) -> Iterator[tuple[Tensor, str]]:
@@ -534,51 +535,49 @@ class Madam(_LogOptimizer):
         if "codes" in values or not isinstance(clip, float) or not 0 < clip < math.inf:
             raise BadValueError(f"{where} is not one of Madam: clip_max must be a positive number")
 
-    def _multiply(
-        self, bucket: _Bucket, block: _Block, scalars: _Scalars, scratch: _Scratch, count: bool
-    ) -> int:
+    def _multiply(self, bucket: _Bucket, scalars: _Scalars, count: bool) -> int:
         flip = bool(bucket.group["sign_flip"])
-        high, low = self._bounds(bucket, block)
-        x, padded, sign, y, zeros = scratch.views(block.size)
-        grad, moment = _moment(block, scalars)
-        weight = block.weight.to(x.dtype)
-
-        # x: the change of log2 |w|
-        torch.clamp(moment, min=scalars.least, out=x)
-        x.rsqrt_().mul_(grad)
-        torch.sign(weight, out=sign)
         rate = scalars.lr / _LN2
-        torch.addcmul(zeros, x, sign, value=-rate * scalars.correction, out=x)
-        x.clamp_(-rate * scalars.bound, rate * scalars.bound)
-        padded.exp2_()
+        scratch = _scratch(bucket)
+        clipped = 0
+        for block in _blocks(bucket.entries, coded=False):
+            high, low = self._bounds(bucket, block)
+            x, padded, sign, y, zeros = scratch.views(block.size)
+            grad, moment = _moment(block, scalars)
+            weight = block.weight.to(x.dtype)
 
-        # y: the new magnitude
-        torch.mul(weight, sign, out=y)
-        y.mul_(x)
-        if _needs_signs(y, low if flip else torch.finfo(y.dtype).tiny):
-            sign = _signs(sign, y, low, grad, scalars, flip)
-        y.clamp_(low, high)  # type: ignore[call-overload]
-        clipped = int((y >= high).sum()) if count else 0
-        if block.packed:
-            block.scatter("param", y.mul_(sign))
-            block.scatter("exp_avg_sq", moment)
-        elif weight is block.weight:
-            torch.mul(y, sign, out=weight)
-        else:
-            block.weight.copy_(y.mul_(sign))
+            # x: the change of log2 |w|, then 2 to its power
+            torch.clamp(moment, min=scalars.least, out=x)
+            x.rsqrt_().mul_(grad)
+            torch.sign(weight, out=sign)
+            torch.addcmul(zeros, x, sign, value=-rate * scalars.correction, out=x)
+            x.clamp_(-rate * scalars.bound, rate * scalars.bound)
+            padded.exp2_()
+
+            # y: the new magnitude
+            torch.mul(weight, sign, out=y)
+            y.mul_(x)
+            if _any_below(y, low if flip else torch.finfo(y.dtype).tiny):
+                sign = _signs(sign, y, low, grad, scalars, flip)
+            _clamp_(y, low, high)
+            if count:
+                clipped += int((y >= high).sum())
+            if block.packed:
+                block.scatter("param", y.mul_(sign))
+                block.scatter("exp_avg_sq", moment)
+            elif weight.dtype == block.weight.dtype:
+                torch.mul(y, sign, out=block.weight)
+            else:
+                block.weight.copy_(y.mul_(sign))
         return clipped
 
     def _bounds(self, bucket: _Bucket, block: _Block) -> tuple[float | Tensor, float | Tensor]:
-        """The largest and smallest magnitude; tensors if the block packs tensors that differ in them."""
+        """The largest and smallest magnitude; tensors if the block packs several tensors."""
         highs = [float(e.state["clip_max"]) for e in block.entries]
         lows = [_floor(e, bucket.group) for e in block.entries]
-        dtype = block.moment.dtype
-        high, low = block.per_tensor(highs, dtype), block.per_tensor(lows, dtype)
-        if isinstance(high, Tensor) != isinstance(low, Tensor):
-            # clamp takes two numbers or two tensors
-            full = torch.ones(block.size, dtype=dtype, device=block.weight.device)
-            high, low = full * high, full * low
-        return high, low
+        if not block.packed:
+            return highs[0], lows[0]
+        return block.per_tensor(highs, block.moment.dtype), block.per_tensor(lows, block.moment.dtype)
 
     def _multiply_single(self, bucket: _Bucket, entry: _Entry, scalars: _Scalars, count: bool) -> int:
         unbounded = _normalised(entry, scalars)
@@ -629,8 +628,6 @@ class IntegerMadam(_LogOptimizer):
     Raises:
         BadValueError, UnknownNameError, BadTypeError: an option or a parameter is not allowed.
     """
-
-    _coded = True
 
     def __init__(
         self,
@@ -696,7 +693,7 @@ class IntegerMadam(_LogOptimizer):
             BadValueError, UnknownNameError: an option is out of range, or a weight is NaN or infinite.
             BadTypeError: a parameter is not float16, bfloat16, float32 or float64.
         """
-        position = sum(p.numel() for g in self.param_groups for p in g["params"] if "codes" in self.state[p])
+        position = sum(p.numel() for g in self.param_groups for p in g["params"] if self._has_codes(p))
         super().add_param_group(param_group)
         number, group = len(self.param_groups) - 1, self.param_groups[-1]
         coded = [
@@ -717,7 +714,10 @@ class IntegerMadam(_LogOptimizer):
         self._decode([param for param, _ in coded])
 
     def _is_multiplicative(self, group: dict[str, Any], param: Tensor) -> bool:
-        return "codes" in self.state[param]
+        return self._has_codes(param)
+
+    def _has_codes(self, param: Tensor) -> bool:
+        return "codes" in self.state.get(param, ())
 
     def _kind(self, entry: _Entry) -> tuple[Any, ...]:
         return (entry.state.get("bits"), entry.state.get("gamma"))
@@ -758,7 +758,7 @@ class IntegerMadam(_LogOptimizer):
             if "codes" not in state:
                 found.append(None)
                 continue
-            fmt = LNSFormat(state["bits"], state["gamma"])
+            fmt = _format(state)
             found.append(LNSTensor(_words(state["codes"], fmt), fmt, state["offset"]))
         return found
 
@@ -781,7 +781,7 @@ class IntegerMadam(_LogOptimizer):
                 state, where = self.state[param], _where(group, number, index)
                 if "codes" not in state:
                     continue
-                fmt = LNSFormat(state["bits"], state["gamma"])
+                fmt = _format(state)
                 offset = state["offset"]
                 if recalibrate:
                     offset = formats.offset_for(_largest_magnitude(param, group, where), fmt)
@@ -799,19 +799,19 @@ class IntegerMadam(_LogOptimizer):
         """
         super().load_state_dict(state_dict)
         with torch.no_grad():
-            self._decode([param for param, _ in self._named() if "codes" in self.state[param]])
+            self._decode([param for param, _ in self._named() if self._has_codes(param)])
 
     def _matching(self, state_dict: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
         found = super()._matching(state_dict)
         present = {param for param, _ in found}
         for param, where in self._named():
-            if "codes" in self.state[param] and param not in present:
+            if self._has_codes(param) and param not in present:
                 raise BadValueError(f"the saved state has no codes for {where}")
         return found
 
     def _check_state(self, param: Tensor, values: dict[str, Any], where: str) -> None:
         super()._check_state(param, values, where)
-        if ("codes" in values) != ("codes" in self.state[param]):
+        if ("codes" in values) != self._has_codes(param):
             held = "codes" if "codes" in values else "no codes"
             raise BadValueError(
                 f"{where} has {held}, this optimizer updates that parameter by the other rule"
@@ -837,47 +837,404 @@ class IntegerMadam(_LogOptimizer):
         """Set parameters to the values of their codes."""
         for param in params:
             state = self.state[param]
-            fmt = LNSFormat(state["bits"], state["gamma"])
+            fmt = _format(state)
             values = _decode_words(_words(state["codes"], fmt), fmt, state["offset"], param.dtype)
             param.copy_(values.to(param.device).view(param.shape))
 
-    def _table(self, bucket: _Bucket) -> tuple[int, Tensor] | None:
-        """Magnitudes by absolute exponent for all offsets of a bucket: 2^(e/γ) at index e − first.
+    def _table(self, bucket: _Bucket, fmt: LNSFormat) -> tuple[int, Tensor] | None:
+        """Magnitudes by absolute exponent, for all offsets of a bucket: 2^(e/γ) at index e − low.
 
-        None for formats whose codes are too many for a table.
+        Returns: low and the table; None where it would be larger than is useful.
         """
-        first = bucket.entries[0]
-        fmt = LNSFormat(first.state["bits"], first.state["gamma"])
         offsets = [e.state["offset"] for e in bucket.entries]
-        low, span = min(offsets), fmt.max_code + max(offsets) - min(offsets)
-        # Tensors of very different scale would need a table with more entries than weights are decoded.
-        wide = LNSFormat(max(span.bit_length() + 1, 2), fmt.gamma) if span < 1 << 20 else None
-        if fmt.bits > 16 or wide is None:
+        param = bucket.entries[0].param
+        key = (fmt.gamma, param.dtype, param.device)
+        low, high = min(offsets), max(offsets) + fmt.max_code
+        if key in self._tables:
+            known, values = self._tables[key]
+            if known <= low and high < known + len(values):
+                return self._tables[key]
+            low, high = min(low, known), max(high, known + len(values) - 1)
+        if high - low >= _TABLE_LIMIT:
             return None
-        key = (fmt, low, span, first.param.dtype, first.param.device)
-        if key not in self._tables:
-            if len(self._tables) >= 16:
-                self._tables.clear()
-            values = formats.decode_table(wide, low, _table_dtype(first.param.dtype))[: span + 1]
-            table = _to_torch(values, first.param.dtype).to(first.param.device)
-            self._tables[key] = (low, table)
+        wide = LNSFormat(_TABLE_LIMIT.bit_length(), fmt.gamma)
+        exponents = np.arange(high - low + 1).astype(wide.dtype)
+        self._tables[key] = (low, _decode_words(exponents, wide, low, param.dtype).to(param.device))
         return self._tables[key]
 
     # -- the update ---------------------------------------------------------------------------------
 
-    def _multiply(
-        self, bucket: _Bucket, block: _Block, scalars: _Scalars, scratch: _Scratch, count: bool
-    ) -> int:
-        group, first = bucket.group, block.entries[0].state
-        fmt = LNSFormat(first["bits"], first["gamma"])
-        flip = bool(group["sign_flip"])
-        stochastic = group["rounding"] == "stochastic"
-        assert_codes = block.codes
-        if assert_codes is None:  # pragma: no cover - blocks of coded buckets carry codes
-            raise BadValueError("a block of coded weights carries no codes")
-        codes = assert_codes
-        work = torch.float64 if fmt.bits > 16 else block.moment.dtype
-        return 0
+    def _multiply(self, bucket: _Bucket, scalars: _Scalars, count: bool) -> int:
+        fmt = _format(bucket.entries[0].state)
+        flip = bool(bucket.group["sign_flip"])
+        unit, limit = _unit(bucket.group, fmt, scalars)
+        random = _Draws(bucket) if bucket.group["rounding"] == "stochastic" else None
+        table = self._table(bucket, fmt)
+        scratch = _scratch(bucket, fmt)
+        clipped = 0
+        for block in _blocks(bucket.entries, coded=True):
+            x, _, sign, y, zeros = scratch.views(block.size)
+            grad, moment = _moment(block, scalars)
+            y.copy_(block.codes)
+            torch.sign(y, out=sign)
+
+            # x: by how many codes the magnitude shrinks
+            torch.clamp(moment.to(x.dtype), min=scalars.least, out=x)
+            x.rsqrt_().mul_(grad)
+            torch.addcmul(zeros, x, sign, value=unit * scalars.correction, out=x)
+            x.clamp_(-limit, limit).round_()
+            if random is not None:
+                x.add_(random.take(block)).mul_(1.0 / 256).floor_()
+
+            # y: the new magnitude code; from here on all numbers are integers, and exact
+            y.mul_(sign)
+            asleep = not flip and _any_below(y, 1)
+            y.sub_(x)
+            if asleep or (flip and _any_below(y, 1)):
+                sign = _signs(sign, y, 1, grad, scalars, flip)
+            y.clamp_(1, fmt.max_code)
+            if count:
+                clipped += int((y >= fmt.max_code).sum())
+            torch.mul(y, sign, out=x)
+            if block.packed:
+                block.scatter("codes", x)
+                block.scatter("exp_avg_sq", moment)
+            else:
+                block.codes.copy_(x)
+            self._write(block, fmt, table, x, y, sign)
+        return clipped
+
+    def _write(
+        self,
+        block: _Block,
+        fmt: LNSFormat,
+        table: tuple[int, Tensor] | None,
+        codes: Tensor,
+        magnitudes: Tensor,
+        sign: Tensor,
+    ) -> None:
+        """Decode the new codes into the parameters; `magnitudes` is overwritten."""
+        low = table[0] if table else 0
+        bases = [float(e.state["offset"] - low) for e in block.entries]
+        base = block.per_tensor(bases, torch.float64) if block.packed else bases[0]
+        if table is not None:
+            index = magnitudes.add_(base).to(torch.int64)
+            if not block.packed:
+                torch.index_select(table[1], 0, index, out=block.weight)
+                block.weight.mul_(sign)
+                return
+            values = torch.index_select(table[1], 0, index).mul_(sign)
+        else:
+            offset = base.to(torch.int64) if isinstance(base, Tensor) else int(base)
+            words = _words(codes.to(_code_dtype(fmt)), fmt)
+            values = _decode_words(words, fmt, offset, block.weight.dtype).to(block.weight.device)
+        if block.packed:
+            block.scatter("param", values)
+        else:
+            block.weight.copy_(values)
 
     def _multiply_single(self, bucket: _Bucket, entry: _Entry, scalars: _Scalars, count: bool) -> int:
-        return 0
+        state = entry.state
+        fmt = _format(state)
+        codes = state["codes"].reshape(-1).to(torch.int64)
+        unbounded = _normalised(entry, scalars, _code_work_dtype(fmt, entry))
+        unit, limit = _unit(bucket.group, fmt, scalars)
+        shrink = torch.clamp(unbounded * torch.sign(codes) * (unit * scalars.correction), -limit, limit)
+        steps = torch.round(shrink).to(torch.int64)
+        if bucket.group["rounding"] == "stochastic":
+            seed, start = int(bucket.group["seed"]), state["position"]
+            draws = formats.random_bytes(seed, bucket.step, entry.size, start)
+            steps = (steps + torch.from_numpy(draws).to(steps)) >> 8
+        magnitude = codes.abs() - steps
+        grad = _flat(entry.grad, unbounded.dtype)
+        sign = _signs(torch.sign(codes), magnitude, 1, grad, scalars, bool(bucket.group["sign_flip"]))
+        magnitude = torch.clamp(magnitude, 1, fmt.max_code)
+        state["codes"].copy_((magnitude * sign).view(entry.param.shape))
+        self._decode([entry.param])
+        return int((magnitude == fmt.max_code).sum()) if count else 0
+
+
+# ---------------------------------------------------------------------------------------------------
+# Blocks
+
+
+def _blocks(entries: list[_Entry], *, coded: bool) -> Iterator[_Block]:
+    """Cut large tensors into slices and pack small or strided ones together, in order."""
+    if entries[0].param.device.type == "cpu":
+        limit = _CPU_BLOCK * torch.get_num_threads()
+    else:
+        limit = _DEVICE_BLOCK
+    waiting: list[_Entry] = []
+    total = 0
+    for entry in entries:
+        if 4 * entry.size >= limit and entry.param.is_contiguous():
+            yield from _slices(entry, limit, coded)
+            continue
+        if waiting and total + entry.size > limit:
+            yield from _pack(waiting, limit, coded)
+            waiting, total = [], 0
+        waiting.append(entry)
+        total += entry.size
+    if waiting:
+        yield from _pack(waiting, limit, coded)
+
+
+def _slices(entry: _Entry, limit: int, coded: bool) -> Iterator[_Block]:
+    pieces = -(-entry.size // limit)
+    # equal lengths, and whole pages, so that every slice but the last ends with a full vector
+    length = -(-entry.size // pieces // 1024) * 1024
+    state = entry.state
+    tensors = [entry.param.view(-1), entry.grad.reshape(-1), state["exp_avg_sq"].view(-1)]
+    if coded:
+        tensors.append(state["codes"].view(-1))
+    for number, (weight, grad, moment, *codes) in enumerate(
+        zip(*(t.split(length) for t in tensors), strict=True)
+    ):
+        last = codes[0] if coded else _nothing(weight)
+        yield _Block([entry], number * length, weight.numel(), weight, grad, moment, last, packed=False)
+
+
+def _pack(entries: list[_Entry], limit: int, coded: bool) -> Iterator[_Block]:
+    if len(entries) == 1 and entries[0].param.is_contiguous():
+        yield from _slices(entries[0], limit, coded)
+        return
+    param = entries[0].param
+    weight = _nothing(param) if coded else torch.cat([e.param.reshape(-1) for e in entries])
+    yield _Block(
+        entries,
+        0,
+        sum(e.size for e in entries),
+        weight,
+        torch.cat([e.grad.reshape(-1) for e in entries]),
+        torch.cat([e.state["exp_avg_sq"].view(-1) for e in entries]),
+        torch.cat([e.state["codes"].view(-1) for e in entries]) if coded else _nothing(param),
+        packed=True,
+    )
+
+
+def _nothing(like: Tensor) -> Tensor:
+    return torch.empty(0, dtype=like.dtype, device=like.device)
+
+
+class _Draws:
+    """The random bytes of one step for the coded weights of a bucket, drawn in as few runs as possible."""
+
+    def __init__(self, bucket: _Bucket):
+        runs: list[list[int]] = []
+        for entry in sorted(bucket.entries, key=lambda e: int(e.state["position"])):
+            start = entry.state["position"]
+            if runs and runs[-1][1] == start:
+                runs[-1][1] += entry.size
+            else:
+                runs.append([start, start + entry.size])
+        seed, device = int(bucket.group["seed"]), bucket.entries[0].param.device
+        self._starts = [start for start, _ in runs]
+        self._runs = [
+            torch.from_numpy(formats.random_bytes(seed, bucket.step, end - start, start)).to(device)
+            for start, end in runs
+        ]
+
+    def take(self, block: _Block) -> Tensor:
+        """uint8 [block.size]"""
+        pieces = []
+        for entry in block.entries:
+            first = entry.state["position"] + block.start
+            run = bisect.bisect_right(self._starts, first) - 1
+            size = entry.size if block.packed else block.size
+            pieces.append(self._runs[run][first - self._starts[run] :][:size])
+        return torch.cat(pieces) if block.packed else pieces[0]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Parts of the update
+
+
+def _scratch(bucket: _Bucket, fmt: LNSFormat | None = None) -> _Scratch:
+    entry = bucket.entries[0]
+    dtype = _code_work_dtype(fmt, entry) if fmt else _work_dtype(entry.param.dtype)
+    return _Scratch(dtype, entry.param.device)
+
+
+def _moment(block: _Block, scalars: _Scalars) -> tuple[Tensor, Tensor]:
+    """Update the second moment; returns the gradient in its dtype, and the moment."""
+    grad = block.grad.to(block.moment.dtype)
+    block.moment.mul_(scalars.beta).addcmul_(grad, grad, value=1 - scalars.beta)
+    return grad, block.moment
+
+
+def _normalised(entry: _Entry, scalars: _Scalars, dtype: torch.dtype | None = None) -> Tensor:
+    """g/√v of one tensor, after the update of v, without bias correction and bound; flat."""
+    moment = entry.state["exp_avg_sq"]
+    grad = _flat(entry.grad, moment.dtype).view(moment.shape)
+    moment.mul_(scalars.beta).addcmul_(grad, grad, value=1 - scalars.beta)
+    root = torch.clamp(moment.to(dtype or moment.dtype), min=scalars.least).rsqrt()
+    return (root * grad).view(-1)
+
+
+def _any_below(values: Tensor, limit: float | Tensor) -> bool:
+    """Whether signs may have to change; always yes where asking would wait for an accelerator."""
+    if values.device.type != "cpu":
+        return True
+    return float(values.amin()) < float(limit.max() if isinstance(limit, Tensor) else limit)
+
+
+def _signs(
+    sign: Tensor, magnitude: Tensor, low: float | Tensor, grad: Tensor, scalars: _Scalars, flip: bool
+) -> Tensor:
+    """The new signs: zeros wake against their gradient, and magnitudes below the least flip if allowed."""
+    against = torch.sign(grad).to(sign.dtype)
+    if scalars.correction > 0:
+        against.neg_()
+    moved = torch.where(magnitude < low, -sign, sign) if flip else sign
+    return torch.where(sign == 0, against, moved)
+
+
+def _clamp_(values: Tensor, low: float | Tensor, high: float | Tensor) -> None:
+    """Clamp in place; torch wants two numbers or two tensors."""
+    if isinstance(low, Tensor) and isinstance(high, Tensor):
+        torch.clamp(values, low, high, out=values)
+    else:
+        values.clamp_(float(low), float(high))
+
+
+def _unit(group: dict[str, Any], fmt: LNSFormat, scalars: _Scalars) -> tuple[float, float]:
+    """Steps of a code (or of 1/256 of a code) per unit of ĝ, and the bound of a step.
+
+    A step of C codes reaches either end from anywhere, so a larger one would do the same.
+    """
+    parts = 256.0 if group["rounding"] == "stochastic" else 1.0
+    unit = parts * scalars.lr * fmt.gamma / _LN2
+    return unit, min(unit * scalars.bound, parts * fmt.max_code)
+
+
+def _flat(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().reshape(-1).to(dtype)
+
+
+def _work_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of second moments and temporaries."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _code_work_dtype(fmt: LNSFormat, entry: _Entry) -> torch.dtype:
+    """The dtype that holds 256·C exactly."""
+    return torch.float64 if fmt.bits > 16 else _work_dtype(entry.param.dtype)
+
+
+def _largest_magnitude(param: Tensor, group: dict[str, Any], where: str) -> float:
+    """The bound of |w|: p_max, or p_scale times the RMS of the values (float64)."""
+    count = param.numel()
+    norm = float(torch.linalg.vector_norm(param.detach(), dtype=torch.float64))
+    if not math.isfinite(norm):
+        raise BadValueError(f"{where} contains NaN or infinity")
+    if group["p_max"] is not None:
+        return float(group["p_max"])
+    scale: float = norm / math.sqrt(max(count, 1))
+    if scale == 0 and count:
+        scale = math.sqrt(2 * param.shape[0] / count) if param.ndim > 1 else float(group["additive_scale"])
+        warnings.warn(
+            f"{where} is entirely zero, so it has no scale of its own: its weights start at the smallest "
+            f"magnitude and are bounded by {float(group['p_scale']) * scale:.4g}; initialise it, or set "
+            "p_max for its group",
+            MadamWarning,
+            stacklevel=2,
+        )
+    return float(group["p_scale"]) * scale
+
+
+def _round_down(value: float, dtype: torch.dtype) -> float:
+    """The largest number of `dtype` not above a positive `value`."""
+    rounded = float(torch.tensor(value, dtype=dtype))
+    if rounded > value:
+        rounded = float(torch.tensor(value * (1 - torch.finfo(dtype).eps), dtype=dtype))
+    return max(rounded, _smallest(dtype))
+
+
+def _smallest(dtype: torch.dtype) -> float:
+    """The smallest magnitude that weights of `dtype` may take; float16 has too few octaves to spare any."""
+    info = torch.finfo(dtype)
+    return float(info.tiny * info.eps if dtype == torch.float16 else info.tiny)
+
+
+def _floor(entry: _Entry, group: dict[str, Any]) -> float:
+    high = float(entry.state["clip_max"])
+    low = high * math.pow(2.0, -float(group["range_octaves"]))
+    return min(high, max(low, _smallest(entry.param.dtype)))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Codes and words
+
+
+def _format(state: dict[str, Any]) -> LNSFormat:
+    return LNSFormat(state["bits"], state["gamma"])
+
+
+def _code_dtype(fmt: LNSFormat) -> torch.dtype:
+    return torch.int16 if fmt.bits <= 16 else torch.int32
+
+
+def _words(codes: Tensor, fmt: LNSFormat) -> npt.NDArray[Any]:
+    """LNS words of signed codes."""
+    signed = codes.detach().cpu().numpy().astype(np.int64)
+    return fmt.join(np.abs(signed), signed < 0)
+
+
+def _encode(param: Tensor, fmt: LNSFormat, offset: int, where: str) -> Tensor:
+    """Signed codes nearest to the values; only what is exactly zero gets code 0."""
+    values = param.detach().cpu()
+    values = values.to(_work_dtype(values.dtype))
+    if not bool(torch.isfinite(values).all()):
+        raise BadValueError(f"{where} contains NaN or infinity")
+    words = formats.encode(values.numpy(), fmt, offset, underflow="min", name=where)
+    magnitudes, negative = fmt.split(words)
+    signed = np.where(negative, -magnitudes, magnitudes) * (values.numpy() != 0)
+    return torch.from_numpy(signed).to(_code_dtype(fmt)).view(param.shape)
+
+
+def _decode_words(
+    words: npt.NDArray[Any], fmt: LNSFormat, offset: int | Tensor, dtype: torch.dtype
+) -> Tensor:
+    """The numbers of `dtype` nearest to the values of words; a tensor of offsets has one for each word."""
+    axis = 0 if isinstance(offset, Tensor) else None
+    offsets = offset.cpu().numpy() if isinstance(offset, Tensor) else offset
+    if dtype in (torch.float32, torch.float64):
+        wide = np.float32 if dtype == torch.float32 else np.float64
+        return torch.from_numpy(np.asarray(formats.decode(words, fmt, offsets, wide, axis=axis)))
+    # torch rounds float64 to float32 on the way to a half type; round once, here, instead
+    values = formats.decode(words, fmt, offsets, np.float64, axis=axis)
+    if dtype == torch.float16:
+        with np.errstate(over="ignore"):
+            return torch.from_numpy(np.asarray(values).astype(np.float16))
+    significand, exponent = np.frexp(values)
+    return torch.from_numpy(np.ldexp(np.rint(significand * 256), exponent - 8)).to(dtype)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Options
+
+
+def _where(group: dict[str, Any], number: int, index: int) -> str:
+    """Words for a parameter in messages."""
+    names = group.get("param_names")
+    name = f"{names[index]!r}, " if names else ""
+    return f"parameter {index} of group {number} ({name}shape {tuple(group['params'][index].shape)})"
+
+
+def _number(value: Any, name: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise BadTypeError(f"{where}: {name} must be a number, not {value!r}")
+    return float(value)
+
+
+def _learning_rate(group: dict[str, Any], where: str) -> float:
+    """The learning rate as a number."""
+    value = group["lr"]
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise BadValueError(f"{where}: lr must have one element, not shape {tuple(value.shape)}")
+        value = float(value)
+    rate = _number(value, "lr", where)
+    if not 0 <= rate < math.inf:
+        raise BadValueError(f"{where}: lr must be a finite number that is not negative, not {rate}")
+    return rate

@@ -1,0 +1,180 @@
+"""Where accumulators stand: λ, o_acc and integer biases from real operands (docs/datapath.md, 4.3, 4.5, 5).
+
+Nothing here decides a bit of an executor: floating point measures ranges, and the integers that follow are
+written into the net.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lnsdeploy import tables
+from lnsdeploy.datapath import LogAccumulator
+from lnsdeploy.emulator.plan import AddPlan, DotPlan, Ints, PoolPlan
+from lnsdeploy.formats import Words, decode
+
+# Sums are followed term by term over at most this many (rows × channels × bins).
+_SAMPLE = 1 << 18
+
+
+def place_dot(
+    plan: DotPlan, x: Words, w: Words, bias: npt.NDArray[np.float64] | None, headroom: float
+) -> tuple[DotPlan, Ints | None]:
+    """Place the accumulator of a matrix product so that no partial sum of the sample leaves it.
+
+    Args:
+        plan: formats and offsets; its `lsb` and `acc_offset` are replaced.
+        x: words of a sample of activations [M, K].
+        w: words of the weights [N, K].
+        bias: real bias [N], or None.
+        headroom: octaves kept free above the largest partial sum of the sample.
+    Returns: the plan, and the bias as integers for it (None without one).
+    """
+    channels = w.shape[0]
+    shift = plan.product_offset(channels)
+    units = np.exp2(shift / plan.gamma)
+    real_bias = np.zeros(channels) if bias is None else np.asarray(bias, dtype=np.float64)
+    if plan.datapath.is_linear:
+        largest = _largest_linear(plan, x, w, real_bias / units)
+        plan = replace(plan, lsb=_lsb(plan, largest, headroom))
+        if bias is None:
+            return plan, None
+        return plan, bias_at(plan, real_bias, plan.lsb)
+    accumulator = plan.datapath.log
+    peaks = _largest_log(plan, x, w, real_bias)
+    top = float(peaks.max()) if peaks.size else 0.0
+    # a channel that the sample never reached takes the place of the widest
+    peaks = np.where(peaks > 0, peaks, top if top > 0 else 1.0)
+    offsets = np.array([_acc_offset(p, plan.gamma, accumulator, headroom) for p in peaks], dtype=np.int64)
+    plan = replace(plan, acc_offset=offsets)
+    if bias is None:
+        return plan, None
+    return plan, np.array(
+        [
+            _log_word(Fraction(float(b)), int(o), plan.gamma, accumulator)
+            for b, o in zip(real_bias, offsets, strict=True)
+        ],
+        dtype=np.int64,
+    )
+
+
+def bias_at(plan: DotPlan, bias: npt.NDArray[np.float64], lsb: int) -> Ints:
+    """A real bias [N] as integers at a linear accumulator's least significant bit (spec 4.5)."""
+    limit = (1 << (plan.datapath.linear.bits - 1)) - 1
+    scaled = [
+        _rounded(Fraction(float(b)), int(s), plan.gamma, lsb)
+        for b, s in zip(bias, plan.product_offset(len(bias)), strict=True)
+    ]
+    return np.array([min(max(v, -limit), limit) for v in scaled], dtype=np.int64)
+
+
+def _rounded(value: Fraction, shift: int, gamma: int, lsb: int) -> int:
+    """value / 2^(shift/γ + lsb), to the nearest integer (to within the float64 power)."""
+    whole, part = divmod(-shift, gamma)
+    exact = value * Fraction(2.0 ** (part / gamma))
+    scale = whole - lsb
+    exact = exact * (1 << scale) if scale >= 0 else exact / (1 << -scale)
+    return math.floor(exact + Fraction(1, 2))
+
+
+def _lsb(plan: DotPlan, largest: float, headroom: float) -> int:
+    accumulator = plan.datapath.linear
+    f = plan.gamma.bit_length() - 1
+    low_bits = f - accumulator.table_bits
+    fraction = (f if low_bits else 0) + (
+        accumulator.constant_bits if accumulator.conversion == "product" else 0
+    )
+    # no product has a bit below this one
+    finest = -fraction
+    if largest <= 0:
+        return finest
+    limit = (1 << (accumulator.bits - 1)) - 1
+    return max(math.ceil(math.log2(largest) + headroom - math.log2(limit)), finest)
+
+
+def _sample_rows(rows: int, width: int) -> npt.NDArray[np.intp]:
+    count = min(rows, max(_SAMPLE // max(width, 1), 16))
+    return (
+        np.unique(np.linspace(0, max(rows - 1, 0), count).astype(np.intp)) if rows else np.zeros(0, np.intp)
+    )
+
+
+def _largest_linear(plan: DotPlan, x: Words, w: Words, bias: npt.NDArray[np.float64]) -> float:
+    """The largest magnitude that a partial sum (of any bin) takes, in units of each channel's 2^(S/γ)."""
+    accumulator = plan.datapath.linear
+    bins, f = accumulator.bins, plan.gamma.bit_length() - 1
+    some = x[_sample_rows(x.shape[0], bins * w.shape[0])]
+    a, a_signs = plan.activation.split(some)
+    b, b_signs = plan.weight.split(w)
+    a, b = a * plan.widen_activation, b * plan.widen_weight
+    p = np.arange(plan.max_product_code + 1)
+    low_bits = f - accumulator.table_bits
+    r = p & (plan.gamma - 1)
+    value = np.exp2((r >> low_bits << low_bits) / plan.gamma) * (1 + (r & ((1 << low_bits) - 1)) / plan.gamma)
+    if accumulator.conversion == "bin":
+        value = 1 + (r & ((1 << low_bits) - 1)) / plan.gamma
+    value = value * np.exp2(p >> f)
+    bin_of = r >> low_bits if bins > 1 else np.zeros_like(r)
+    by_bin = np.where(bin_of == np.arange(bins)[:, None], value, 0.0)
+    acc = np.zeros((bins, a.shape[0], b.shape[0]))
+    acc[0] += bias
+    largest = float(np.abs(acc).max(initial=0.0))
+    for k in range(a.shape[1]):
+        u, v = a[:, k, None], b[None, :, k]
+        sign = np.where(a_signs[:, k, None] != b_signs[None, :, k], -1.0, 1.0)
+        sign[np.broadcast_to((u == 0) | (v == 0), sign.shape)] = 0.0
+        acc += by_bin[:, u + v] * sign
+        largest = max(largest, float(acc.max()), -float(acc.min()))
+    return largest
+
+
+def _largest_log(plan: DotPlan, x: Words, w: Words, bias: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The largest magnitude of a partial sum of each output channel."""
+    some = x[_sample_rows(x.shape[0], w.shape[0])]
+    a = decode(some, plan.activation, plan.input_offset, np.float64)
+    b = decode(
+        w, plan.weight, plan.weight_offset, np.float64, axis=0 if np.ndim(plan.weight_offset) else None
+    )
+    acc = np.broadcast_to(bias, (a.shape[0], b.shape[0])).copy()
+    largest = np.abs(bias)
+    for k in range(a.shape[1]):
+        acc += a[:, k, None] * b[None, :, k]
+        np.maximum(largest, np.abs(acc).max(axis=0, initial=0.0), out=largest)
+    return np.asarray(largest, dtype=np.float64)
+
+
+def _acc_offset(peak: float, gamma: int, accumulator: LogAccumulator, headroom: float) -> int:
+    """The offset at which the accumulator's largest code lies `headroom` octaves above `peak`."""
+    top = tables.ceil_log2(Fraction(peak), gamma) + math.ceil(headroom * gamma)
+    return top - (accumulator.max_code >> accumulator.guard_bits)
+
+
+def _log_word(value: Fraction, offset: int, gamma: int, accumulator: LogAccumulator) -> int:
+    """A bias as a word of the accumulator's format: sign · 2^bits + code (spec 5.5)."""
+    if value == 0:
+        return 0
+    code = tables.rounded_log2(abs(value), gamma << accumulator.guard_bits) - (
+        offset << accumulator.guard_bits
+    )
+    code = min(code, accumulator.max_code)
+    if code < 1:
+        return 0
+    return code + (int(value < 0) << accumulator.bits)
+
+
+def place_add(plan: AddPlan, a: Any, b: Any, headroom: float) -> AddPlan:
+    """Place the adder of an element-wise addition for the float64 values of a sample of its operands."""
+    peak = max(float(np.abs(v).max(initial=0.0)) for v in (a, b, a + b))
+    return replace(plan, acc_offset=_acc_offset(peak or 1.0, plan.output.gamma, plan.accumulator, headroom))
+
+
+def place_pool(plan: PoolPlan, views: npt.NDArray[np.float64], headroom: float) -> PoolPlan:
+    """Place the accumulator of a pooling for float64 windows [..., n] of a sample."""
+    peak = float(np.abs(np.cumsum(views, axis=-1)).max(initial=0.0))
+    return replace(plan, acc_offset=_acc_offset(peak or 1.0, plan.input.gamma, plan.accumulator, headroom))
