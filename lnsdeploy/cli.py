@@ -39,9 +39,7 @@ class _Commands(click.Group):
         return sorted(self.commands, key=lambda name: order.index(name) if name in order else len(order))
 
 
-@click.group(
-    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="lnsdeploy")
 def cli() -> None:
     """Train, emulate bit for bit and export neural nets for log-domain (LNS) hardware.
@@ -86,9 +84,7 @@ def _progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @cli.command()
-@click.option(
-    "--data", default="digits", show_default=True, help="Data set: digits, or mnist with --data-dir."
-)
+@click.option("--data", default="digits", show_default=True, help="Data set: digits, or mnist with --data-dir.")
 @_data_dir
 @click.option("--model", default="mlp", show_default=True, help="Net: mlp or cnn.")
 @click.option("--bits", type=click.IntRange(2, 32), default=8, show_default=True, help="Word width.")
@@ -101,9 +97,7 @@ def _progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 @click.option("--lr", type=float, default=None, help="Learning rate; each optimizer has its default.")
 @click.option("--epochs", type=click.IntRange(1), default=None, help="Passes over the training set.")
 @click.option("--batch-size", type=click.IntRange(1), default=None, help="Samples per step.")
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random."
-)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
 @click.option("--recipe", type=click.Path(path_type=Path), default=None, help="TOML with formats per layer.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory.")
 @click.option("--restart", is_flag=True, help="Begin anew where OUT holds a run.")
@@ -127,17 +121,13 @@ def train(out: Path, as_json: bool, restart: bool, recipe: Path | None, **option
     if as_json:
         _print_json(summary)
     else:
-        click.echo(
-            f"test accuracy {100 * result.accuracy:.2f} %, {result.epochs} epochs, run in {result.run}"
-        )
+        click.echo(f"test accuracy {100 * result.accuracy:.2f} %, {result.epochs} epochs, run in {result.run}")
 
 
 # ---------------------------------------------------------------------------------------------------
 
 
-def _open(
-    source: Path, datapath: str | None, limit: int | None, data: str | None, data_dir: Path | None
-) -> Artifact:
+def _open(source: Path, datapath: str | None, limit: int | None, data: str | None, data_dir: Path | None) -> Artifact:
     """The artifact of an LNS ONNX file or, lowered in memory, of a run directory."""
     from lnsdeploy.emulator.artifact import load_artifact
     from lnsdeploy.exporters.export import lower_run, replan
@@ -161,20 +151,12 @@ def _dataset(artifact: Artifact, data: str | None, data_dir: Path | None) -> Dat
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The LNS ONNX file to write."
-)
-@click.option(
-    "--datapath", default=None, help="Name or TOML file; by default one that fits the net's formats."
-)
-@click.option(
-    "--sample", type=click.IntRange(1), default=64, show_default=True, help="Inputs to calibrate on."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The LNS ONNX file to write.")
+@click.option("--datapath", default=None, help="Name or TOML file; by default one that fits the net's formats.")
+@click.option("--sample", type=click.IntRange(1), default=64, show_default=True, help="Inputs to calibrate on.")
 @_data_dir
 @_json
-def export(
-    run: Path, output: Path, datapath: str | None, sample: int, data_dir: Path | None, as_json: bool
-) -> None:
+def export(run: Path, output: Path, datapath: str | None, sample: int, data_dir: Path | None, as_json: bool) -> None:
     """Lower a trained run to an LNS ONNX model.
 
     \b
@@ -202,9 +184,7 @@ def export(
 @click.option("--datapath", default=None, help="Emulate another datapath: a name or a TOML file.")
 @click.option("--executor", default="reference", show_default=True, help="reference or ort.")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Inputs at a time.")
-@click.option(
-    "--outputs", type=click.Path(path_type=Path), default=None, help="Save inputs and outputs (.npz)."
-)
+@click.option("--outputs", type=click.Path(path_type=Path), default=None, help="Save inputs and outputs (.npz).")
 @click.option("--layers", "show_layers", is_flag=True, help="Also show what each layer did.")
 @_limit
 @_json
@@ -320,20 +300,14 @@ def verify(
 @cli.command()
 @click.option("--data", default="digits", show_default=True, help="Data set.")
 @_data_dir
-@click.option(
-    "--model", "models", multiple=True, default=("mlp",), show_default=True, help="Net; may be repeated."
-)
+@click.option("--model", "models", multiple=True, default=("mlp",), show_default=True, help="Net; may be repeated.")
 @click.option("--bits", default="3-8", show_default=True, help="Word widths: 8, 3-8, or 4,6,8.")
-@click.option(
-    "--gamma", "gammas", default=None, help="γ for each width, as 8:8,4:2; by default one that fits."
-)
+@click.option("--gamma", "gammas", default=None, help="γ for each width, as 8:8,4:2; by default one that fits.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs per point.")
 @click.option("--epochs", type=click.IntRange(1), default=None, help="Passes over the training set.")
 @click.option("--optimizer", default="madam", show_default=True, help="As for train.")
 @click.option("--workers", type=click.IntRange(1), default=None, help="Processes; by default one a core.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder for page, pictures and data."
-)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for page, pictures and data.")
 @_json
 def report(as_json: bool, **options: Any) -> None:
     """Train and emulate over widths, γ and datapaths; write one self-contained page.
@@ -383,9 +357,7 @@ def info(as_json: bool) -> None:
                 "version": __version__,
                 "spec": SPEC_VERSION,
                 "executors": executors,
-                "datapaths": {
-                    d.name: {"fingerprint": d.fingerprint, "description": d.describe()} for d in datapaths
-                },
+                "datapaths": {d.name: {"fingerprint": d.fingerprint, "description": d.describe()} for d in datapaths},
                 "packages": versions,
             }
         )
@@ -428,7 +400,7 @@ def _run(argv: list[str] | None) -> int:
         return _fail(str(error))
     except BrokenPipeError:
         # the reader of a pipe went away: nobody is left to tell
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 2
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)

@@ -74,9 +74,7 @@ class LinearAccumulator:
         if self.encoder == "table":
             check_integer("encoder_bits", self.encoder_bits, 1, 16)
         elif self.encoder_bits is not None:
-            raise BadValueError(
-                f'encoder_bits belongs to encoder = "table"; leave it out with {self.encoder!r}'
-            )
+            raise BadValueError(f'encoder_bits belongs to encoder = "table"; leave it out with {self.encoder!r}')
 
         if self.conversion == "bin" and self.bits + self.constant_bits + self.table_bits > 61:
             raise BadValueError(
@@ -164,9 +162,7 @@ class Datapath:
             if not isinstance(getattr(self, name), LNSFormat):
                 raise BadTypeError(f"{name} must be an LNSFormat, not {getattr(self, name)!r}")
         if not isinstance(self.accumulate, (LinearAccumulator, LogAccumulator)):
-            raise BadTypeError(
-                f"accumulate must be a LinearAccumulator or a LogAccumulator, not {self.accumulate!r}"
-            )
+            raise BadTypeError(f"accumulate must be a LinearAccumulator or a LogAccumulator, not {self.accumulate!r}")
         if not isinstance(self.add, LogAccumulator):
             raise BadTypeError(f"add must be a LogAccumulator, not {self.add!r}")
         check_choice("underflow", self.underflow, UNDERFLOWS)
@@ -177,8 +173,7 @@ class Datapath:
         gamma = common_gamma(self.activation, self.weight)
         if self.output.gamma != gamma:
             raise BadValueError(
-                f"output: its gamma must be the operands' ({gamma}), not {self.output.gamma}; "
-                "rescale the words after"
+                f"output: its gamma must be the operands' ({gamma}), not {self.output.gamma}; rescale the words after"
             )
         if isinstance(self.accumulate, LinearAccumulator):
             f = gamma.bit_length() - 1
@@ -225,9 +220,7 @@ class Datapath:
         a = self.accumulate
         if isinstance(a, LinearAccumulator):
             entries = 1 << a.table_bits
-            table = (
-                f"{entries}-entry table" if a.table_bits else "pure Mitchell" if self.gamma > 1 else "shifts"
-            )
+            table = f"{entries}-entry table" if a.table_bits else "pure Mitchell" if self.gamma > 1 else "shifts"
             encoder = {"exact": "exact", "mitchell": "Mitchell"}.get(a.encoder, f"{a.encoder_bits}-bit table")
             where = "bins" if a.conversion == "bin" else "products"
             return f"linear, {table} on {where}, {a.bits}-bit {a.overflow}, {encoder} encoder"
@@ -283,9 +276,7 @@ class Datapath:
         """Every table the datapath uses, by name (spec 4.1, 4.6, 5.7)."""
         found = {}
         if isinstance(self.accumulate, LinearAccumulator):
-            found["constants"] = tables.remainder_constants(
-                self.accumulate.table_bits, self.accumulate.constant_bits
-            )
+            found["constants"] = tables.remainder_constants(self.accumulate.table_bits, self.accumulate.constant_bits)
             if self.accumulate.encoder_bits is not None:
                 found["encoder"] = tables.log_table(self.gamma, self.accumulate.encoder_bits)
         else:
@@ -455,9 +446,7 @@ def common_gamma(a: LNSFormat, b: LNSFormat) -> int:
     """
     large, small = max(a.gamma, b.gamma), min(a.gamma, b.gamma)
     if large % small:
-        raise BadValueError(
-            f"gammas {a.gamma} and {b.gamma} do not fit together: the smaller must divide the larger"
-        )
+        raise BadValueError(f"gammas {a.gamma} and {b.gamma} do not fit together: the smaller must divide the larger")
     return large
 
 
@@ -486,9 +475,7 @@ def default_adder(output: LNSFormat) -> LogAccumulator:
 def named_datapaths() -> list[str]:
     """Names of the shipped datapaths, sorted."""
     folder = resources.files("lnsdeploy") / "datapaths"
-    return sorted(
-        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
-    )
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
 @lru_cache(maxsize=64)

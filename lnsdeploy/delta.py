@@ -324,9 +324,7 @@ class Polynomial(Delta):
         # Chebyshev nodes in u ∈ (0, 1), then Newton's divided differences, then powers of u
         nodes = []
         for i in range(count):
-            angle = libmp.mpf_mul(
-                libmp.mpf_pi(precision), libmp.from_rational(2 * i + 1, 2 * count, precision)
-            )
+            angle = libmp.mpf_mul(libmp.mpf_pi(precision), libmp.from_rational(2 * i + 1, 2 * count, precision))
             cosine = libmp.mpf_cos(angle, precision)
             nodes.append(libmp.mpf_shift(libmp.mpf_sub(libmp.fone, cosine, precision), -1))
         table = [
@@ -336,9 +334,7 @@ class Polynomial(Delta):
         for order in range(1, count):
             for i in range(count - 1, order - 1, -1):
                 rise = libmp.mpf_sub(table[i], table[i - 1], precision)
-                table[i] = libmp.mpf_div(
-                    rise, libmp.mpf_sub(nodes[i], nodes[i - order], precision), precision
-                )
+                table[i] = libmp.mpf_div(rise, libmp.mpf_sub(nodes[i], nodes[i - order], precision), precision)
         powers = [libmp.fzero] * count
         for i in range(count - 1, -1, -1):
             # powers ← powers·(u − node_i) + table[i]

@@ -41,9 +41,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     final = Path(path)
     try:
-        descriptor, name = tempfile.mkstemp(
-            dir=final.parent, prefix=f".{final.name}.", suffix=".tmp" + final.suffix
-        )
+        descriptor, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.", suffix=".tmp" + final.suffix)
     except OSError as error:
         raise BadFileError(f"cannot write {final}: {error.strerror}") from error
     os.close(descriptor)

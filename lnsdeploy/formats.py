@@ -94,9 +94,7 @@ class LNSFormat:
         """
         match = re.fullmatch(r"\s*(u?)(\d{1,9})\s*:\s*(\d{1,12})\s*", text) if isinstance(text, str) else None
         if match is None:
-            raise BadValueError(
-                f"not an LNS format: {text!r} (write BITS:GAMMA, as 8:8, or u8:8 if unsigned)"
-            )
+            raise BadValueError(f"not an LNS format: {text!r} (write BITS:GAMMA, as 8:8, or u8:8 if unsigned)")
         return cls(int(match[2]), int(match[3]), not match[1])
 
     @property
@@ -157,9 +155,7 @@ class LNSFormat:
         if words.dtype != self.dtype:
             raise BadTypeError(f"{name}: words of {self} are {self.dtype}, not {words.dtype}")
         if self.bits < 8 * self.dtype.itemsize and words.size and int(words.max()) >> self.bits:
-            raise BadValueError(
-                f"{name}: word {int(words.max())} does not fit the {self.bits} bits of {self}"
-            )
+            raise BadValueError(f"{name}: word {int(words.max())} does not fit the {self.bits} bits of {self}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,9 +257,7 @@ def _offsets(offset: Any, axis: int | None, shape: tuple[int, ...]) -> npt.NDArr
     if axis is None:
         raise BadValueError("several offsets were given, so name the channel axis they belong to (axis=…)")
     if values.ndim != 1 or not -len(shape) <= axis < len(shape) or values.shape[0] != shape[axis]:
-        raise BadValueError(
-            f"offsets of shape {values.shape} do not fit axis {axis} of a tensor of shape {shape}"
-        )
+        raise BadValueError(f"offsets of shape {values.shape} do not fit axis {axis} of a tensor of shape {shape}")
     spread = [1] * len(shape)
     spread[axis] = -1
     return values.reshape(spread)
@@ -274,9 +268,7 @@ def _offsets(offset: Any, axis: int | None, shape: tuple[int, ...]) -> npt.NDArr
 
 
 @lru_cache(maxsize=32)
-def _buckets(
-    gamma: int, bits: int, kind: str
-) -> tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int64]] | None:
+def _buckets(gamma: int, bits: int, kind: str) -> tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int64]] | None:
     """Per bucket of leading significand bits: codes below it, and the one threshold inside it.
 
     None where one bucket may hold several thresholds and no table of this size can serve.
@@ -331,9 +323,7 @@ class _AbsoluteCodes:
             exponent = (magnitude >> self.bits).astype(self.work)
         else:
             mantissa = magnitude & ((1 << self.bits) - 1)
-            significand = (mantissa.astype(np.uint64) | np.uint64(1 << self.bits)) << np.uint64(
-                62 - self.bits
-            )
+            significand = (mantissa.astype(np.uint64) | np.uint64(1 << self.bits)) << np.uint64(62 - self.bits)
             codes = self.wide(significand, self.bits)
             exponent = (magnitude >> self.bits).astype(np.int64)
         exponent -= self.bias
@@ -805,9 +795,7 @@ _PHILOX_M = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _PHILOX_W = (0x9E3779B9, 0xBB67AE85)
 
 
-def philox4x32(
-    counter: tuple[npt.NDArray[np.uint64], ...], key: tuple[int, int]
-) -> tuple[npt.NDArray[np.uint64], ...]:
+def philox4x32(counter: tuple[npt.NDArray[np.uint64], ...], key: tuple[int, int]) -> tuple[npt.NDArray[np.uint64], ...]:
     """Philox4x32 with ten rounds (Salmon et al. 2011): four 32-bit words for each counter of four words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key

@@ -33,7 +33,7 @@ class Difference:
     op: str
     tensor: str
     index: tuple[int, ...]
-    words: dict[str, int]
+    words: dict[str, int | float]
     values: dict[str, float]
     differing: int
 
@@ -52,9 +52,7 @@ class Difference:
 
     def __str__(self) -> str:
         words = ", ".join(f"{name} {word}" for name, word in self.words.items())
-        where = (
-            f"node {self.node!r} ({self.op}), {'table' if self.kind == 'table' else 'tensor'} {self.tensor!r}"
-        )
+        where = f"node {self.node!r} ({self.op}), {'table' if self.kind == 'table' else 'tensor'} {self.tensor!r}"
         values = ", ".join(f"{name} {value:g}" for name, value in self.values.items())
         return f"{where}, index {list(self.index)}: {words}" + (f" (values: {values})" if values else "")
 
@@ -113,11 +111,7 @@ def compare(
             for tensor, words in expected.items():
                 other = found[tensor]
                 compared += words.size
-                if (
-                    words.shape != other.shape
-                    or words.dtype != other.dtype
-                    or not np.array_equal(words, other)
-                ):
+                if words.shape != other.shape or words.dtype != other.dtype or not np.array_equal(words, other):
                     difference = _difference(artifact, tensor, words, other, (names[0], executor.name), start)
                     return Comparison(False, compared, names, difference, artifact.table_differences)
         if progress:
@@ -133,9 +127,7 @@ def compare(
     return Comparison(True, compared, names, None)
 
 
-def _difference(
-    artifact: Artifact, tensor: str, a: Words, b: Words, names: tuple[str, str], start: int
-) -> Difference:
+def _difference(artifact: Artifact, tensor: str, a: Words, b: Words, names: tuple[str, str], start: int) -> Difference:
     graph = artifact.graph
     maker = next((node for node in graph.nodes if node.output == tensor), None)
     node, op = (maker.name, maker.op) if maker else (graph.input, "Encode")
@@ -147,17 +139,13 @@ def _difference(
     different = np.argwhere(a != b)
     first = tuple(int(i) for i in different[0])
     info = graph.tensors[tensor]
-    words = {names[0]: int(a[first]), names[1]: int(b[first])}
+    both = {names[0]: int(a[first]), names[1]: int(b[first])}
     values = {
-        name: float(
-            decode(np.array([word], dtype=info.format.dtype), info.format, info.offset, np.float64)[0]
-        )
-        for name, word in words.items()
+        name: float(decode(np.array([word], dtype=info.format.dtype), info.format, info.offset, np.float64)[0])
+        for name, word in both.items()
         if word >> info.format.bits == 0
     }
-    return Difference(
-        "words", node, op, tensor, (first[0] + start, *first[1:]), words, values, len(different)
-    )
+    return Difference("words", node, op, tensor, (first[0] + start, *first[1:]), dict(both), values, len(different))
 
 
 def _table_difference(table: TableDifference) -> Difference:

@@ -97,9 +97,7 @@ class Conv(Node):
     op: ClassVar[str] = "Conv"
 
     def run(self, tensors: list[Words], counts: Counts) -> Words:
-        return reference.convolution(
-            tensors[0], self.words, self.bias, self.plan, self.window, self.groups, counts
-        )
+        return reference.convolution(tensors[0], self.words, self.bias, self.plan, self.window, self.groups, counts)
 
     def macs(self, shapes: list[tuple[int, ...]], output: tuple[int, ...]) -> int:
         return int(np.prod(output)) * int(np.prod(self.words.shape[1:]))

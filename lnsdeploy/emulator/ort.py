@@ -95,9 +95,7 @@ class OrtExecutor:
         try:
             found = dict(zip(names, session.run(names, {graph.input: x}), strict=True))
         except Exception as error:  # as above
-            raise BadFileError(
-                f"ONNX Runtime failed in {artifact.where}: {str(error).splitlines()[0]}"
-            ) from error
+            raise BadFileError(f"ONNX Runtime failed in {artifact.where}: {str(error).splitlines()[0]}") from error
         if records is not None:
             for node in graph.nodes:
                 records.setdefault(node.name, LayerRecord(node.name, node.op))

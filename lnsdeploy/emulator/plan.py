@@ -151,8 +151,7 @@ class AddPlan:
         check_choice("underflow", self.underflow, UNDERFLOWS)
         if not self.a.gamma == self.b.gamma == self.output.gamma:
             raise BadValueError(
-                f"an addition needs one gamma, not those of {self.a}, {self.b} and {self.output}; "
-                "rescale first"
+                f"an addition needs one gamma, not those of {self.a}, {self.b} and {self.output}; rescale first"
             )
 
 
@@ -178,9 +177,7 @@ class PoolPlan:
     def __post_init__(self) -> None:
         check_choice("underflow", self.underflow, UNDERFLOWS)
         if self.input.gamma != self.output.gamma:
-            raise BadValueError(
-                f"pooling needs one gamma, not those of {self.input} and {self.output}; rescale first"
-            )
+            raise BadValueError(f"pooling needs one gamma, not those of {self.input} and {self.output}; rescale first")
 
 
 @dataclass(frozen=True)

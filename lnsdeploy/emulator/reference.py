@@ -51,9 +51,7 @@ def dot(a: Words, w: Words, bias: Ints | None, plan: DotPlan, counts: Counts | N
     plan.activation.check(a, "activations")
     plan.weight.check(w, "weights")
     if a.ndim != 2 or w.ndim != 2 or a.shape[1] != w.shape[1]:
-        raise BadValueError(
-            f"a product needs activations [M, K] and weights [N, K], not {a.shape} and {w.shape}"
-        )
+        raise BadValueError(f"a product needs activations [M, K] and weights [N, K], not {a.shape} and {w.shape}")
     channels = w.shape[0]
     start = _bias(bias, channels)
     rows = max(1, _BLOCK_ELEMENTS // max(channels, 1))
@@ -208,9 +206,7 @@ def _leading_one(magnitudes: Ints) -> Ints:
     return position - (np.left_shift(1, position) > magnitudes)
 
 
-def _output(
-    codes: Ints, signs: Bools, zero: Bools, fmt: LNSFormat, underflow: str, counts: Counts | None
-) -> Words:
+def _output(codes: Ints, signs: Bools, zero: Bools, fmt: LNSFormat, underflow: str, counts: Counts | None) -> Words:
     """Limit codes and make words (spec 2.4); `zero` marks results that are exactly zero."""
     if not fmt.signed:
         zero = zero | signs
@@ -227,9 +223,7 @@ def _output(
 # Log accumulation (spec 5)
 
 
-def log_add(
-    x: Ints, x_signs: Bools, y: Ints, y_signs: Bools, delta: DeltaTables, limit: int
-) -> tuple[Ints, Bools]:
+def log_add(x: Ints, x_signs: Bools, y: Ints, y_signs: Bools, delta: DeltaTables, limit: int) -> tuple[Ints, Bools]:
     """Add signed codes by the Gaussian logarithms (spec 5.2), within 1 … limit (spec 5.3)."""
     large, small = np.maximum(x, y), np.minimum(x, y)
     d = large - small
@@ -262,8 +256,7 @@ def _reduce(
         level = [entry(k) for k in range(first, min(first + accumulator.lanes, depth))]
         while len(level) > 1:
             pairs = [
-                log_add(*level[i], *level[i + 1], delta, accumulator.max_code)
-                for i in range(0, len(level) - 1, 2)
+                log_add(*level[i], *level[i + 1], delta, accumulator.max_code) for i in range(0, len(level) - 1, 2)
             ]
             level = pairs + level[len(level) - len(level) % 2 :]
         acc = log_add(*acc, *level[0], delta, accumulator.max_code)
@@ -276,9 +269,7 @@ def _from_accumulator(codes: Ints, accumulator: LogAccumulator) -> Ints:
     return (codes + ((1 << guard) >> 1)) >> guard
 
 
-def _log(
-    a: Ints, a_signs: Bools, w: Ints, w_signs: Bools, bias: Ints, plan: DotPlan, counts: Counts | None
-) -> Words:
+def _log(a: Ints, a_signs: Bools, w: Ints, w_signs: Bools, bias: Ints, plan: DotPlan, counts: Counts | None) -> Words:
     """Log accumulation (spec 5)."""
     accumulator = plan.datapath.log
     delta = accumulator.delta.tables(plan.gamma << accumulator.guard_bits)
@@ -314,9 +305,7 @@ def windows(x: npt.NDArray[Any], window: Window, fill: Any = 0) -> npt.NDArray[A
     """
     axes = len(window.kernel)
     if x.ndim != axes + 2:
-        raise BadValueError(
-            f"a window over {axes} axes needs an array [B, C, …] of {axes + 2} axes, not {x.shape}"
-        )
+        raise BadValueError(f"a window over {axes} axes needs an array [B, C, …] of {axes + 2} axes, not {x.shape}")
     window.output_shape(x.shape[2:])
     widths = [(0, 0), (0, 0), *zip(window.pads[:axes], window.pads[axes:], strict=True)]
     padded = np.pad(x, widths, constant_values=fill)
@@ -439,9 +428,7 @@ def max_pool(x: Words, fmt: LNSFormat, window: Window) -> Words:
     for i in range(axes):
         reach = window.dilations[i] * (window.kernel[i] - 1) + 1
         if max(window.pads[i], window.pads[axes + i]) >= reach:
-            raise BadValueError(
-                "max pooling needs pads smaller than the window, or a window holds padding only"
-            )
+            raise BadValueError("max pooling needs pads smaller than the window, or a window holds padding only")
     lowest = -(fmt.max_code + 1)  # below every word, so padding never wins
     view = windows(_keys(x, fmt), window, fill=lowest)
     return _from_keys(view.max(axis=tuple(range(-axes, 0))), fmt)
@@ -481,9 +468,7 @@ def average_pool(
     counts: Counts | None = None,
 ) -> Words:
     """Average of each window by the log adder (spec 6.5); shapes as for :func:`sum_window`."""
-    return _pool(
-        x, plan, window, log_counts(np.asarray(x).shape[2:], plan, window, count_include_pad), counts
-    )
+    return _pool(x, plan, window, log_counts(np.asarray(x).shape[2:], plan, window, count_include_pad), counts)
 
 
 def log_counts(shape: tuple[int, ...], plan: PoolPlan, window: Window, count_include_pad: bool) -> Ints:
@@ -561,9 +546,7 @@ def divide(
     return _output(codes, x_signs != y_signs, (x == 0) & (y != 0), fmt, underflow, None)
 
 
-def square_root(
-    words: Words, fmt: LNSFormat, offset: int, output_offset: int, underflow: str = "zero"
-) -> Words:
+def square_root(words: Words, fmt: LNSFormat, offset: int, output_offset: int, underflow: str = "zero") -> Words:
     """Square root: the code is halved (spec 6.2).
 
     Raises:

@@ -252,9 +252,7 @@ def _float_node(node: Any, constants: Mapping[str, npt.NDArray[Any]]) -> _FloatN
         scale, shift, mean, variance = (constant(i) for i in range(1, 5))
         if scale is None or shift is None or mean is None or variance is None:
             raise UnsupportedError(f"BatchNormalization {name!r}: its statistics must be constants")
-        factor = scale.astype(np.float64) / np.sqrt(
-            variance.astype(np.float64) + attributes.get("epsilon", 1e-5)
-        )
+        factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + attributes.get("epsilon", 1e-5))
         made.attributes = {"factor": factor, "shift": shift.astype(np.float64) - mean * factor}
         return made
     if node.op_type == "Add":
@@ -328,9 +326,7 @@ def _merge_biases(net: _FloatNet) -> None:
             shape[where] = count
             if node.bias.size != 1 and list(node.bias.shape) != shape[-node.bias.ndim :]:
                 raise UnsupportedError(f"Add {node.name!r}: a constant of shape {node.bias.shape} is no bias")
-            layer.bias = (0 if layer.bias is None else layer.bias) + np.broadcast_to(
-                node.bias.reshape(-1), (count,)
-            )
+            layer.bias = (0 if layer.bias is None else layer.bias) + np.broadcast_to(node.bias.reshape(-1), (count,))
             layer.output = node.output
             makers[node.output] = layer
         else:
@@ -385,9 +381,7 @@ def _float_values(model: Any, net: _FloatNet, inputs: npt.NDArray[Any]) -> dict[
     values[net.input] = x
     for name, value in values.items():
         if value.shape[:1] != (len(x),):
-            raise UnsupportedError(
-                f"tensor {name!r} of shape {value.shape} does not keep the batch axis first"
-            )
+            raise UnsupportedError(f"tensor {name!r} of shape {value.shape} does not keep the batch axis first")
         if not np.isfinite(value).all():
             raise BadValueError(f"the float net gives NaN or infinity in {name!r} for the calibration inputs")
     return values
@@ -478,23 +472,15 @@ class _Lowering:
             formats = {self.layer_formats(node)[1] for node in layers}
             fmt = formats.pop() if len(formats) == 1 else self.options.datapath.activation
             recorded = [
-                spec.input_offset
-                for node in layers
-                if (spec := self.spec(node)) is not None and spec.activation == fmt
+                spec.input_offset for node in layers if (spec := self.spec(node)) is not None and spec.activation == fmt
             ]
             if recorded:
                 infos[root] = g.TensorInfo(fmt, max(recorded))
                 continue
             # values that only a ReLU reads need no room for what it removes
-            read = [
-                n
-                for n in names
-                if n == self.net.output or any(r in readers for r in self.net.uses.get(n, []))
-            ]
+            read = [n for n in names if n == self.net.output or any(r in readers for r in self.net.uses.get(n, []))]
             joined = np.concatenate([self.values[n].reshape(-1) for n in read or names])
-            offset = calibrate(
-                joined, fmt, method=self.options.method, percentile=self.options.percentile, name=root
-            )
+            offset = calibrate(joined, fmt, method=self.options.method, percentile=self.options.percentile, name=root)
             infos[root] = g.TensorInfo(fmt, int(offset))
         return infos
 
@@ -538,9 +524,7 @@ class _Lowering:
         have = self.tensors[tensor]
         if have == info:
             return tensor
-        plan = RescalePlan(
-            have.format, info.format, have.offset, info.offset, self.options.datapath.underflow
-        )
+        plan = RescalePlan(have.format, info.format, have.offset, info.offset, self.options.datapath.underflow)
         output = self.unique(f"{name}_rescaled")
         self.emit(g.Rescale(output, (tensor,), output, plan), info)
         return output
@@ -569,9 +553,7 @@ class _Lowering:
             offset = calibrate(node.weight, weight_format, axis=axis, method=self.options.weight_method)
         words = encode(node.weight, weight_format, offset, axis=axis, name=node.weight_name or node.name)
         if axis not in (None, 0):
-            raise BadValueError(
-                f"{node.name!r}: weights may have offsets per output channel only, not axis {axis}"
-            )
+            raise BadValueError(f"{node.name!r}: weights may have offsets per output channel only, not axis {axis}")
         source = self.at(
             self.alias[node.inputs[0]],
             g.TensorInfo(activation, self.info(node.inputs[0]).offset)
@@ -581,27 +563,23 @@ class _Lowering:
         )
         wanted = self.info(node.output)
         ratio = datapath.gamma // wanted.format.gamma if datapath.gamma >= wanted.format.gamma else 1
-        made = (
-            widened(wanted.format, datapath.gamma)
-            if datapath.gamma >= wanted.format.gamma
-            else datapath.output
-        )
+        made = widened(wanted.format, datapath.gamma) if datapath.gamma >= wanted.format.gamma else datapath.output
         target = g.TensorInfo(
             made,
             wanted.offset * ratio
             if made.gamma == wanted.format.gamma * ratio
             else self._calibrated(node.output, made).offset,
         )
-        plan = DotPlan(
-            datapath, activation, weight_format, made, self.tensors[source].offset, offset, target.offset
-        )
+        plan = DotPlan(datapath, activation, weight_format, made, self.tensors[source].offset, offset, target.offset)
         name = self.unique(node.weight_name.removesuffix(".weight") or node.name)
         output = self.unique(f"{node.output}_words")
         bias = node.bias
         lowered: g.Node
         if node.op == "Conv":
             assert node.window is not None
-            plan, integers = self._place_conv(node, plan, self.words[source], words, bias)
+            plan, integers = placement.place_convolution(
+                plan, self.words[source], words, bias, node.window, node.groups, self.options.headroom
+            )
             lowered = g.Conv(name, (source,), output, words, integers, plan, node.window, node.groups)
         else:
             x = self.words[source]
@@ -612,43 +590,8 @@ class _Lowering:
         self.finish(node.output, output, target)
 
     def _calibrated(self, name: str, fmt: LNSFormat) -> g.TensorInfo:
-        offset = calibrate(
-            self.values[name], fmt, method=self.options.method, percentile=self.options.percentile
-        )
+        offset = calibrate(self.values[name], fmt, method=self.options.method, percentile=self.options.percentile)
         return g.TensorInfo(fmt, int(offset))
-
-    def _place_conv(
-        self, node: _FloatNode, plan: DotPlan, x: Words, w: Words, bias: npt.NDArray[np.float64] | None
-    ) -> tuple[DotPlan, npt.NDArray[np.int64] | None]:
-        """Place a convolution's accumulator group by group; λ is the layer's, o_acc each channel's."""
-        assert node.window is not None
-        axes = len(node.window.kernel)
-        view = reference.windows(x, node.window)
-        order = (0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))
-        inputs, each = w.shape[1], w.shape[0] // node.groups
-        parts = []
-        for group in range(node.groups):
-            some = slice(group * each, (group + 1) * each)
-            patches = view[:, group * inputs : (group + 1) * inputs].transpose(order)
-            rows = patches.reshape(-1, inputs * int(np.prod(node.window.kernel)))
-            b = None if bias is None else bias[some]
-            flat = w[some].reshape(each, -1)
-            parts.append((plan.channels(some), rows, flat, b))
-        placed = [placement.place_dot(p, rows, flat, b, self.options.headroom) for p, rows, flat, b in parts]
-        from dataclasses import replace
-
-        if plan.datapath.is_linear:
-            lsb = max(p.lsb for p, _ in placed)
-            plan = replace(plan, lsb=lsb)
-            if bias is None:
-                return plan, None
-            pairs = [placement.bias_at(p, b, lsb) for p, _, _, b in parts]
-            return plan, np.concatenate(pairs)
-        offsets = np.concatenate([np.asarray(p.acc_offset) for p, _ in placed])
-        plan = replace(plan, acc_offset=offsets)
-        if bias is None:
-            return plan, None
-        return plan, np.concatenate([b for _, b in placed if b is not None])
 
     def lower_add(self, node: _FloatNode) -> None:
         wanted = self.info(node.output)
@@ -706,9 +649,7 @@ class _Lowering:
         shape = self.values[node.inputs[0]].shape
         axes = sorted(a % len(shape) for a in node.attributes.get("axes", range(len(shape))))
         if axes != list(range(2, len(shape))):
-            raise UnsupportedError(
-                f"ReduceMean {node.name!r} over axes {axes}: only all spatial axes have an LNS form"
-            )
+            raise UnsupportedError(f"ReduceMean {node.name!r} over axes {axes}: only all spatial axes have an LNS form")
         self._average(node, node.inputs[0], Window(shape[2:]), False, node.output)
 
     def _average(self, node: _FloatNode, source: str, window: Window, include: bool, name: str) -> None:
@@ -723,9 +664,7 @@ class _Lowering:
             if (wanted.format != datapath.output)
             else datapath.add
         )
-        plan = PoolPlan(
-            accumulator, have.format, wanted.format, have.offset, wanted.offset, 0, datapath.underflow
-        )
+        plan = PoolPlan(accumulator, have.format, wanted.format, have.offset, wanted.offset, 0, datapath.underflow)
         sample = self.values[source][: self.options.sample].astype(np.float64)
         view = reference.windows(sample, window)
         flat = view.reshape(*view.shape[: 2 + len(window.kernel)], -1)
@@ -735,9 +674,7 @@ class _Lowering:
         shape = self.values[name].shape
         if len(shape) != self.words[output].ndim:
             flat_name = self.unique(f"{name}_flat")
-            self.emit(
-                g.Reshape(self.unique(f"{node.name}_shape"), (output,), flat_name, (-1, *shape[1:])), wanted
-            )
+            self.emit(g.Reshape(self.unique(f"{node.name}_shape"), (output,), flat_name, (-1, *shape[1:])), wanted)
             output = flat_name
         self.finish(name, output, wanted)
 
@@ -791,7 +728,5 @@ def layer_errors(
         name = node.output.removesuffix("_words")
         if name in net_values and node.output in words:
             info = graph.tensors[node.output]
-            errors[node.name] = sqnr_db(
-                net_values[name], decode(words[node.output], info.format, info.offset)
-            )
+            errors[node.name] = sqnr_db(net_values[name], decode(words[node.output], info.format, info.offset))
     return errors

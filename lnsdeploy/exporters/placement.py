@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from lnsdeploy import tables
 from lnsdeploy.datapath import LogAccumulator
-from lnsdeploy.emulator.plan import AddPlan, DotPlan, Ints, PoolPlan
+from lnsdeploy.emulator import reference
+from lnsdeploy.emulator.plan import AddPlan, DotPlan, Ints, PoolPlan, Window
 from lnsdeploy.formats import Words, decode
 
 # Sums are followed term by term over at most this many (rows × channels × bins).
@@ -64,6 +65,41 @@ def place_dot(
     )
 
 
+def place_convolution(
+    plan: DotPlan,
+    x: Words,
+    w: Words,
+    bias: npt.NDArray[np.float64] | None,
+    window: Window,
+    groups: int,
+    headroom: float,
+) -> tuple[DotPlan, Ints | None]:
+    """As :func:`place_dot`, for a convolution: λ is the layer's, o_acc each output channel's.
+
+    Args:
+        x: words [B, C, *spatial]; w: words [O, C/groups, *kernel]; bias: real [O], or None.
+    """
+    axes = len(window.kernel)
+    view = reference.windows(x, window)
+    order = (0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))
+    inputs, each = w.shape[1], w.shape[0] // groups
+    parts, placed = [], []
+    for group in range(groups):
+        some = slice(group * each, (group + 1) * each)
+        patches = view[:, group * inputs : (group + 1) * inputs].transpose(order)
+        rows = patches.reshape(-1, inputs * int(np.prod(window.kernel)))
+        part = None if bias is None else bias[some]
+        parts.append((plan.channels(some), part))
+        placed.append(place_dot(plan.channels(some), rows, w[some].reshape(each, -1), part, headroom))
+    if plan.datapath.is_linear:
+        lsb = max(p.lsb for p, _ in placed)
+        integers = [bias_at(p, b, lsb) for p, b in parts if b is not None]
+        return replace(plan, lsb=lsb), np.concatenate(integers) if integers else None
+    words = [b for _, b in placed if b is not None]
+    offsets = np.concatenate([np.asarray(p.acc_offset) for p, _ in placed])
+    return replace(plan, acc_offset=offsets), np.concatenate(words) if words else None
+
+
 def bias_at(plan: DotPlan, bias: npt.NDArray[np.float64], lsb: int) -> Ints:
     """A real bias [N] as integers at a linear accumulator's least significant bit (spec 4.5)."""
     limit = (1 << (plan.datapath.linear.bits - 1)) - 1
@@ -87,9 +123,7 @@ def _lsb(plan: DotPlan, largest: float, headroom: float) -> int:
     accumulator = plan.datapath.linear
     f = plan.gamma.bit_length() - 1
     low_bits = f - accumulator.table_bits
-    fraction = (f if low_bits else 0) + (
-        accumulator.constant_bits if accumulator.conversion == "product" else 0
-    )
+    fraction = (f if low_bits else 0) + (accumulator.constant_bits if accumulator.conversion == "product" else 0)
     # no product has a bit below this one
     finest = -fraction
     if largest <= 0:
@@ -100,9 +134,7 @@ def _lsb(plan: DotPlan, largest: float, headroom: float) -> int:
 
 def _sample_rows(rows: int, width: int) -> npt.NDArray[np.intp]:
     count = min(rows, max(_SAMPLE // max(width, 1), 16))
-    return (
-        np.unique(np.linspace(0, max(rows - 1, 0), count).astype(np.intp)) if rows else np.zeros(0, np.intp)
-    )
+    return np.unique(np.linspace(0, max(rows - 1, 0), count).astype(np.intp)) if rows else np.zeros(0, np.intp)
 
 
 def _largest_linear(plan: DotPlan, x: Words, w: Words, bias: npt.NDArray[np.float64]) -> float:
@@ -138,9 +170,7 @@ def _largest_log(plan: DotPlan, x: Words, w: Words, bias: npt.NDArray[np.float64
     """The largest magnitude of a partial sum of each output channel."""
     some = x[_sample_rows(x.shape[0], w.shape[0])]
     a = decode(some, plan.activation, plan.input_offset, np.float64)
-    b = decode(
-        w, plan.weight, plan.weight_offset, np.float64, axis=0 if np.ndim(plan.weight_offset) else None
-    )
+    b = decode(w, plan.weight, plan.weight_offset, np.float64, axis=0 if np.ndim(plan.weight_offset) else None)
     acc = np.broadcast_to(bias, (a.shape[0], b.shape[0])).copy()
     largest = np.abs(bias)
     for k in range(a.shape[1]):
@@ -159,9 +189,7 @@ def _log_word(value: Fraction, offset: int, gamma: int, accumulator: LogAccumula
     """A bias as a word of the accumulator's format: sign · 2^bits + code (spec 5.5)."""
     if value == 0:
         return 0
-    code = tables.rounded_log2(abs(value), gamma << accumulator.guard_bits) - (
-        offset << accumulator.guard_bits
-    )
+    code = tables.rounded_log2(abs(value), gamma << accumulator.guard_bits) - (offset << accumulator.guard_bits)
     code = min(code, accumulator.max_code)
     if code < 1:
         return 0

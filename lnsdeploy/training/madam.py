@@ -45,7 +45,7 @@ CODE_ROUNDINGS = ("stochastic", "nearest")
 INITS = ("encode", "random")
 
 # Elements of a block on the CPU, per thread: w, g, v and the temporaries share a second-level cache.
-_CPU_BLOCK = 1 << 16
+_CPU_BLOCK = 1 << 18
 _DEVICE_BLOCK = 1 << 26
 # Lengths are rounded up to this, so that no element of exp2 falls in the remainder of a vector loop,
 # where torch computes it with another function: results do not depend on how tensors are packed.
