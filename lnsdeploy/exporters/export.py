@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lnsdeploy.emulator import reference
 from lnsdeploy.emulator.plan import Counts
 from lnsdeploy.errors import BadValueError, MissingDependencyError, UnsupportedError
 from lnsdeploy.exporters import placement
-from lnsdeploy.exporters.lower import Lowered, LowerOptions, lower
+from lnsdeploy.exporters.lower import Lowered, LowerOptions, float_values, lower
 from lnsdeploy.formats import Words, decode
 
 
@@ -98,6 +99,38 @@ def lower_run(
     Raises:
         BadFileError: the run directory is damaged; UnsupportedError: the net has no LNS form.
     """
+    chosen = None if datapath is None else [load_datapath(datapath)]
+    return lower_datapaths(run, chosen, sample=sample, headroom=headroom, data_dir=data_dir).exported[0]
+
+
+@dataclass(frozen=True, eq=False)
+class RunLowered:
+    """A trained run lowered for several datapaths.
+
+    Args:
+        exported: one for each datapath.
+        dataset: the run's data.
+        float_values: every tensor of the float net for the first 64 test inputs, by name.
+    """
+
+    exported: list[Exported]
+    dataset: Any
+    float_values: dict[str, npt.NDArray[np.float32]]
+
+
+def lower_datapaths(
+    run: str | Path,
+    datapaths: Sequence[Datapath] | None,
+    *,
+    sample: int = 64,
+    headroom: float = 1.0,
+    data_dir: Path | None = None,
+) -> RunLowered:
+    """Lower a trained run for several datapaths, each adapted to the run's formats; see :func:`lower_run`.
+
+    Args:
+        datapaths: None for the default one.
+    """
     from lnsdeploy.training.layers import deployable
     from lnsdeploy.training.run import load_run
 
@@ -105,20 +138,24 @@ def lower_run(
     loaded = load_run(run)
     dataset = loaded.dataset(data_dir)
     plain, specs = deployable(loaded.model)
-    formats = loaded.formats()
-    if datapath is None:
-        chosen = for_format(formats.activation, weight=formats.weight)
+    weight, activation = loaded.formats()
+    if datapaths is None:
+        chosen = [for_format(activation, weight=weight)]
     else:
-        chosen = load_datapath(datapath).with_formats(formats.weight, formats.activation)
+        chosen = [datapath.with_formats(weight, activation) for datapath in datapaths]
     model = float_onnx(plain, dataset.train_x[:2])
-    lowered = lower(
-        model,
-        dataset.train_x[:512],
-        LowerOptions(chosen, sample=sample, headroom=headroom),
-        specs=specs,
-        metadata=loaded.metadata(),
-    )
-    return Exported(lowered, time.perf_counter() - start)
+    exported = []
+    for datapath in chosen:
+        lowered = lower(
+            model,
+            dataset.train_x[:512],
+            LowerOptions(datapath, sample=sample, headroom=headroom),
+            specs=specs,
+            metadata=loaded.metadata(),
+        )
+        exported.append(Exported(lowered, time.perf_counter() - start))
+        start = time.perf_counter()
+    return RunLowered(exported, dataset, float_values(model, dataset.test_x[:64]))
 
 
 def float_onnx(model: Any, example: npt.NDArray[Any]) -> Any:

@@ -360,6 +360,11 @@ def _fold_batch_norms(net: _FloatNet) -> None:
     net.nodes = kept
 
 
+def float_values(model: Any, inputs: npt.NDArray[Any]) -> dict[str, Floats]:
+    """Every tensor of a float ONNX model that lowering keeps, by name, for some inputs [n, …]."""
+    return _float_values(model, _read(model), inputs)
+
+
 def _float_values(model: Any, net: _FloatNet, inputs: npt.NDArray[Any]) -> dict[str, Floats]:
     """Every tensor of the float net for the calibration inputs, by ONNX Runtime."""
     from onnx import TensorProto, helper

@@ -44,7 +44,8 @@ RULES = ("auto", "multiplicative", "additive")
 CODE_ROUNDINGS = ("stochastic", "nearest")
 INITS = ("encode", "random")
 
-# Elements of a block on the CPU, per thread: w, g, v and the temporaries share a second-level cache.
+# Elements of a block on the CPU, per thread: w, g, v and the temporaries stay in a cache, and the calls
+# into torch are few enough not to be felt.
 _CPU_BLOCK = 1 << 18
 _DEVICE_BLOCK = 1 << 26
 # Lengths are rounded up to this, so that no element of exp2 falls in the remainder of a vector loop,
@@ -59,6 +60,11 @@ _LN2 = math.log(2.0)
 _INIT_STREAM = 1 << 63
 
 
+# One call each into C++, whatever the number of tensors.
+_flatten: Callable[[list[Tensor]], Tensor] = torch._utils._flatten_dense_tensors
+_unflatten: Callable[[Tensor, list[Tensor]], tuple[Tensor, ...]] = torch._utils._unflatten_dense_tensors
+
+
 class MadamWarning(UserWarning):
     """Training goes on, but a weight bound or an initialisation probably limits it."""
 
@@ -70,11 +76,9 @@ class _Entry:
     param: Tensor
     grad: Tensor
     state: dict[str, Any]
-    where: str
-
-    @property
-    def size(self) -> int:
-        return self.param.numel()
+    size: int
+    number: int
+    index: int
 
 
 @dataclass
@@ -117,17 +121,15 @@ class _Block:
     codes: Tensor
     packed: bool
 
-    def per_tensor(self, values: list[float], dtype: torch.dtype) -> Tensor:
+    def per_element(self, values: Tensor) -> Tensor:
         """One number per tensor, spread over the elements of a packed block."""
         sizes = torch.tensor([e.size for e in self.entries])
-        spread = torch.tensor(values, dtype=dtype).repeat_interleave(sizes, output_size=self.size)
-        return spread.to(self.moment.device)
+        return values.repeat_interleave(sizes, output_size=self.size).to(self.moment.device)
 
     def scatter(self, field: Literal["param", "exp_avg_sq", "codes"], flat: Tensor) -> None:
         """Write the packed result back to the tensors it was gathered from."""
         targets = [e.param if field == "param" else e.state[field] for e in self.entries]
-        parts = torch.split(flat, [e.size for e in self.entries])
-        torch._foreach_copy_(targets, [part.view(t.shape) for part, t in zip(parts, targets, strict=True)])
+        torch._foreach_copy_(targets, _unflatten(flat, targets))
 
 
 class _Scratch:
@@ -272,7 +274,7 @@ class _LogOptimizer(Optimizer):
                         f"the gradient of {_where(group, number, index)} is sparse ({grad.layout}); Madam "
                         "needs dense gradients (sparse=False in the embedding, or grad.to_dense())"
                     )
-                entry = _Entry(param, grad, self.state[param], _where(group, number, index))
+                entry = _Entry(param, grad, self.state[param], param.numel(), number, index)
                 sides[self._is_multiplicative(group, param)].append(entry)
             collected += [(group, bool(rule), side) for rule, side in enumerate(sides) if side]
         return collected
@@ -288,14 +290,15 @@ class _LogOptimizer(Optimizer):
             if bool(finite.all()):
                 continue
             entry = same[int((~finite).nonzero()[0])]
+            where = _where(self.param_groups[entry.number], entry.number, entry.index)
             bad = int((~torch.isfinite(entry.grad)).sum())
             if bad:
                 raise BadValueError(
-                    f"the gradient of {entry.where} contains NaN or infinity in {bad} of {entry.size} "
+                    f"the gradient of {where} contains NaN or infinity in {bad} of {entry.size} "
                     "elements; nothing was updated (lower the learning rate, or skip this step)"
                 )
             raise BadValueError(
-                f"the gradient of {entry.where} is too large: its squares overflow {_work_dtype(dtype)}; "
+                f"the gradient of {where} is too large: its squares overflow {_work_dtype(dtype)}; "
                 "nothing was updated (scale the loss down)"
             )
 
@@ -417,9 +420,7 @@ class _LogOptimizer(Optimizer):
             )
         missing = sorted(set(self.defaults) - {"differentiable"} - set(saved_groups[0]))
         if missing:
-            raise BadValueError(
-                f"not the state of {type(self).__name__}: its groups lack {', '.join(missing)}"
-            )
+            raise BadValueError(f"not the state of {type(self).__name__}: its groups lack {', '.join(missing)}")
         found = []
         keys = chain.from_iterable(g["params"] for g in saved_groups)
         for (param, where), key in zip(self._named(), keys, strict=True):
@@ -525,9 +526,8 @@ class Madam(_LogOptimizer):
     def _prepare(self, group: dict[str, Any], multiplicative: bool, entry: _Entry) -> None:
         super()._prepare(group, multiplicative, entry)
         if multiplicative and "clip_max" not in entry.state:
-            entry.state["clip_max"] = _round_down(
-                _largest_magnitude(entry.param, group, entry.where), entry.param.dtype
-            )
+            where = _where(group, entry.number, entry.index)
+            entry.state["clip_max"] = _round_down(_largest_magnitude(entry.param, group, where), entry.param.dtype)
 
     def _check_state(self, param: Tensor, values: dict[str, Any], where: str) -> None:
         super()._check_state(param, values, where)
@@ -573,11 +573,12 @@ class Madam(_LogOptimizer):
 
     def _bounds(self, bucket: _Bucket, block: _Block) -> tuple[float | Tensor, float | Tensor]:
         """The largest and smallest magnitude; tensors if the block packs several tensors."""
-        highs = [float(e.state["clip_max"]) for e in block.entries]
-        lows = [_floor(e, bucket.group) for e in block.entries]
+        highs = [e.state["clip_max"] for e in block.entries]
+        lows = _floor(highs, bucket.group, block.entries[0].param.dtype)
         if not block.packed:
             return highs[0], lows[0]
-        return block.per_tensor(highs, block.moment.dtype), block.per_tensor(lows, block.moment.dtype)
+        bounds = [torch.tensor(side, dtype=block.moment.dtype) for side in (highs, lows)]
+        return block.per_element(bounds[0]), block.per_element(bounds[1])
 
     def _multiply_single(self, bucket: _Bucket, entry: _Entry, scalars: _Scalars, count: bool) -> int:
         unbounded = _normalised(entry, scalars)
@@ -589,7 +590,8 @@ class Madam(_LogOptimizer):
         )
         padded = torch.nn.functional.pad(octaves, (0, -octaves.numel() % _LANES))
         magnitude = torch.abs(weight) * torch.exp2(padded)[: octaves.numel()]
-        high, low = float(entry.state["clip_max"]), _floor(entry, bucket.group)
+        high = float(entry.state["clip_max"])
+        (low,) = _floor([high], bucket.group, entry.param.dtype)
         grad = _flat(entry.grad, unbounded.dtype)
         sign = _signs(sign, magnitude, low, grad, scalars, bool(bucket.group["sign_flip"]))
         magnitude = torch.clamp(magnitude, low, high)
@@ -813,9 +815,7 @@ class IntegerMadam(_LogOptimizer):
         super()._check_state(param, values, where)
         if ("codes" in values) != self._has_codes(param):
             held = "codes" if "codes" in values else "no codes"
-            raise BadValueError(
-                f"{where} has {held}, this optimizer updates that parameter by the other rule"
-            )
+            raise BadValueError(f"{where} has {held}, this optimizer updates that parameter by the other rule")
         if "codes" not in values:
             return
         numbers = [values.get(key) for key in ("bits", "gamma", "offset", "position")]
@@ -915,8 +915,8 @@ class IntegerMadam(_LogOptimizer):
     ) -> None:
         """Decode the new codes into the parameters; `magnitudes` is overwritten."""
         low = table[0] if table else 0
-        bases = [float(e.state["offset"] - low) for e in block.entries]
-        base = block.per_tensor(bases, torch.float64) if block.packed else bases[0]
+        bases = [e.state["offset"] - low for e in block.entries]
+        base = block.per_element(torch.tensor(bases)) if block.packed else bases[0]
         if table is not None:
             index = magnitudes.add_(base).to(torch.int64)
             if not block.packed:
@@ -925,9 +925,8 @@ class IntegerMadam(_LogOptimizer):
                 return
             values = torch.index_select(table[1], 0, index).mul_(sign)
         else:
-            offset = base.to(torch.int64) if isinstance(base, Tensor) else int(base)
             words = _words(codes.to(_code_dtype(fmt)), fmt)
-            values = _decode_words(words, fmt, offset, block.weight.dtype).to(block.weight.device)
+            values = _decode_words(words, fmt, base, block.weight.dtype).to(block.weight.device)
         if block.packed:
             block.scatter("param", values)
         else:
@@ -987,9 +986,7 @@ def _slices(entry: _Entry, limit: int, coded: bool) -> Iterator[_Block]:
     tensors = [entry.param.view(-1), entry.grad.reshape(-1), state["exp_avg_sq"].view(-1)]
     if coded:
         tensors.append(state["codes"].view(-1))
-    for number, (weight, grad, moment, *codes) in enumerate(
-        zip(*(t.split(length) for t in tensors), strict=True)
-    ):
+    for number, (weight, grad, moment, *codes) in enumerate(zip(*(t.split(length) for t in tensors), strict=True)):
         last = codes[0] if coded else _nothing(weight)
         yield _Block([entry], number * length, weight.numel(), weight, grad, moment, last, packed=False)
 
@@ -999,15 +996,14 @@ def _pack(entries: list[_Entry], limit: int, coded: bool) -> Iterator[_Block]:
         yield from _slices(entries[0], limit, coded)
         return
     param = entries[0].param
-    weight = _nothing(param) if coded else torch.cat([e.param.reshape(-1) for e in entries])
     yield _Block(
         entries,
         0,
         sum(e.size for e in entries),
-        weight,
-        torch.cat([e.grad.reshape(-1) for e in entries]),
-        torch.cat([e.state["exp_avg_sq"].view(-1) for e in entries]),
-        torch.cat([e.state["codes"].view(-1) for e in entries]) if coded else _nothing(param),
+        _nothing(param) if coded else _flatten([e.param for e in entries]),
+        _flatten([e.grad for e in entries]),
+        _flatten([e.state["exp_avg_sq"] for e in entries]),
+        _flatten([e.state["codes"] for e in entries]) if coded else _nothing(param),
         packed=True,
     )
 
@@ -1078,9 +1074,7 @@ def _any_below(values: Tensor, limit: float | Tensor) -> bool:
     return float(values.amin()) < float(limit.max() if isinstance(limit, Tensor) else limit)
 
 
-def _signs(
-    sign: Tensor, magnitude: Tensor, low: float | Tensor, grad: Tensor, scalars: _Scalars, flip: bool
-) -> Tensor:
+def _signs(sign: Tensor, magnitude: Tensor, low: float | Tensor, grad: Tensor, scalars: _Scalars, flip: bool) -> Tensor:
     """The new signs: zeros wake against their gradient, and magnitudes below the least flip if allowed."""
     against = torch.sign(grad).to(sign.dtype)
     if scalars.correction > 0:
@@ -1156,10 +1150,10 @@ def _smallest(dtype: torch.dtype) -> float:
     return float(info.tiny * info.eps if dtype == torch.float16 else info.tiny)
 
 
-def _floor(entry: _Entry, group: dict[str, Any]) -> float:
-    high = float(entry.state["clip_max"])
-    low = high * math.pow(2.0, -float(group["range_octaves"]))
-    return min(high, max(low, _smallest(entry.param.dtype)))
+def _floor(highs: list[float], group: dict[str, Any], dtype: torch.dtype) -> list[float]:
+    """The smallest magnitudes that go with the largest."""
+    ratio, least = math.pow(2.0, -float(group["range_octaves"])), _smallest(dtype)
+    return [min(high, max(high * ratio, least)) for high in highs]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -1192,9 +1186,7 @@ def _encode(param: Tensor, fmt: LNSFormat, offset: int, where: str) -> Tensor:
     return torch.from_numpy(signed).to(_code_dtype(fmt)).view(param.shape)
 
 
-def _decode_words(
-    words: npt.NDArray[Any], fmt: LNSFormat, offset: int | Tensor, dtype: torch.dtype
-) -> Tensor:
+def _decode_words(words: npt.NDArray[Any], fmt: LNSFormat, offset: int | Tensor, dtype: torch.dtype) -> Tensor:
     """The numbers of `dtype` nearest to the values of words; a tensor of offsets has one for each word."""
     axis = 0 if isinstance(offset, Tensor) else None
     offsets = offset.cpu().numpy() if isinstance(offset, Tensor) else offset
