@@ -293,6 +293,12 @@ class LNSGraph:
             return next(iter(self.datapaths.values()))
         return self.datapaths[max(uses, key=lambda key: uses[key])]
 
+    def read_by_relu(self, name: str) -> Node | None:
+        """The ReLU that alone reads a tensor, if one does: what it removes never mattered."""
+        readers = [node for node in self.nodes if name in node.inputs]
+        alone = len(readers) == 1 and isinstance(readers[0], Relu) and name != self.words_output
+        return readers[0] if alone else None
+
     def encode_input(self, x: npt.NDArray[Any]) -> Words:
         """The words of a batch of inputs."""
         info = self.tensors[self.encoded]
@@ -320,7 +326,7 @@ class LayerRecord:
     Args:
         name, op: of the node.
         macs: multiply-accumulate operations.
-        counts: saturated and flushed results.
+        counts: saturated and flushed results; negative ones that a ReLU removes do not count as saturated.
     """
 
     name: str
@@ -370,6 +376,9 @@ def run_reference(
             record = records.setdefault(node.name, record)
         env[node.output] = node.run(inputs, record.counts)
         record.macs += node.macs([a.shape for a in inputs], env[node.output].shape)
+        if graph.read_by_relu(node.output):
+            record.counts.saturated -= record.counts.negative
+            record.counts.negative = 0
         if visit:
             visit(node.output, env[node.output])
         for name in node.inputs:

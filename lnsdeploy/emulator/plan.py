@@ -27,17 +27,20 @@ class Counts:
     Args:
         words: results produced.
         saturated: results above the largest code.
+        negative: those of them that are negative.
         flushed: non-zero results below code 1.
     """
 
     words: int = 0
     saturated: int = 0
     flushed: int = 0
+    negative: int = 0
 
-    def add(self, words: int, saturated: int, flushed: int) -> None:
+    def add(self, words: int, saturated: int, flushed: int, negative: int = 0) -> None:
         """Count one more batch of results."""
         self.words += words
         self.saturated += saturated
+        self.negative += negative
         self.flushed += flushed
 
 

@@ -213,7 +213,7 @@ def _output(codes: Ints, signs: Bools, zero: Bools, fmt: LNSFormat, underflow: s
         signs = np.zeros_like(signs)
     over, under = ~zero & (codes > fmt.max_code), ~zero & (codes < 1)
     if counts is not None:
-        counts.add(codes.size, int(over.sum()), int(under.sum()))
+        counts.add(codes.size, int(over.sum()), int(under.sum()), int((over & signs).sum()))
     least = 0 if underflow == "zero" else 1
     limited = np.where(zero | under, least, np.minimum(codes, fmt.max_code))
     return fmt.join(limited, signs & ~zero)

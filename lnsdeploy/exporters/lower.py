@@ -727,11 +727,15 @@ def sqnr_db(exact: npt.NDArray[Any], got: npt.NDArray[Any]) -> float | None:
 def layer_errors(
     net_values: Mapping[str, Floats], graph: g.LNSGraph, words: Mapping[str, Words]
 ) -> dict[str, float | None]:
-    """SQNR in dB of each node's output against the float tensor it stands for, where there is one."""
+    """SQNR in dB of each node's output against the float tensor it stands for, where there is one.
+
+    Where a ReLU alone reads the output, it is measured behind it.
+    """
     errors = {}
     for node in graph.nodes:
-        name = node.output.removesuffix("_words")
-        if name in net_values and node.output in words:
-            info = graph.tensors[node.output]
-            errors[node.name] = sqnr_db(net_values[name], decode(words[node.output], info.format, info.offset))
+        output = (graph.read_by_relu(node.output) or node).output
+        name = output.removesuffix("_words")
+        if name in net_values and output in words:
+            info = graph.tensors[output]
+            errors[node.name] = sqnr_db(net_values[name], decode(words[output], info.format, info.offset))
     return errors

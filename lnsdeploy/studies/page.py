@@ -978,7 +978,9 @@ def _accuracy_panel(
     axes.spines[["top", "right"]].set_visible(False)
 
 
-# name, colour bar label, colour map, limits (of the SQNR: those of the data)
+# Shares of words are drawn on a logarithmic scale that starts here (per cent).
+_FLOOR_PERCENT = 1e-3
+# field, colour bar label, colour map
 _PANELS = (
     ("sqnr_db", "SQNR (dB, mean over seeds)", "cividis"),
     ("saturated", "saturated (% of words, log scale)", "OrRd"),
@@ -1007,18 +1009,26 @@ def _layers_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> byte
             values = np.full((len(model["configs"]), len(model["layers"])), np.nan)
             for i, cells in enumerate(model["cells"]):
                 for j, cell in enumerate(cells):
-                    if cell is None:
-                        continue
-                    value = cell[field]
-                    if field == "sqnr_db":
-                        values[i, j] = np.nan if value is None else value
-                        text = "exact" if cell["exact"] else "" if value is None else f"{value:.0f}"
-                    else:
-                        values[i, j] = np.nan if value is None else math.log10(max(100 * value, 1e-3))
-                        text = "" if value is None else "0" if value == 0 else f"{100 * value:.1g}"
-                    axes.text(j, i, text, ha="center", va="center", fontsize=6.5, color=_ink(values, i, j, field))
-            limits = (None, None) if field == "sqnr_db" else (-3, 2)
+                    if cell is not None and cell[field] is not None:
+                        value = cell[field]
+                        values[i, j] = (
+                            value if field == "sqnr_db" else math.log10(max(100 * value, _FLOOR_PERCENT))
+                        )
+            limits = _limits(models) if field == "sqnr_db" else (math.log10(_FLOOR_PERCENT), 2)
             image = axes.imshow(values, aspect="auto", cmap=colours, vmin=limits[0], vmax=limits[1])
+            shades = image.to_rgba(np.nan_to_num(values, nan=limits[0]))
+            for i, cells in enumerate(model["cells"]):
+                for j, cell in enumerate(cells):
+                    light = np.isnan(values[i, j]) or shades[i, j, :3] @ (0.3, 0.59, 0.11) > 0.5
+                    axes.text(
+                        j,
+                        i,
+                        _cell_text(cell, field),
+                        ha="center",
+                        va="center",
+                        fontsize=6.5,
+                        color="black" if light else "white",
+                    )
             axes.set_facecolor("0.93")
             names = [_plain(layer["name"]) for layer in model["layers"]]
             axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=7)
@@ -1036,16 +1046,30 @@ def _layers_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> byte
     return _png(figure)
 
 
-def _ink(values: Any, i: int, j: int, field: str) -> str:
-    """Black or white, whichever is read more easily on the cell's colour."""
-    import numpy as np
+def _limits(models: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Least and largest SQNR of all layers, so that the models' maps share a scale."""
+    found = [
+        cell["sqnr_db"]
+        for model in models
+        for cells in model["cells"]
+        for cell in cells
+        if cell is not None and cell["sqnr_db"] is not None
+    ]
+    return (min(found), max(found)) if found else (0.0, 1.0)
 
-    value = values[i, j]
-    if np.isnan(value):
-        return "black"
+
+def _cell_text(cell: Mapping[str, Any] | None, field: str) -> str:
+    if cell is None:
+        return ""
+    if field == "sqnr_db" and cell["exact"]:
+        return "exact"
+    value = cell[field]
+    if value is None:
+        return ""
     if field == "sqnr_db":
-        return "black"
-    return "white" if value > 0.7 else "black"
+        return f"{value:.0f}"
+    percent = 100 * value
+    return "0" if percent == 0 else "<.001" if percent < 1e-3 else f"{percent:.2g}"
 
 
 # ---------------------------------------------------------------------------------------------------------
