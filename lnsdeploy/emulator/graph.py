@@ -82,7 +82,7 @@ class Gemm(Node):
         return int(np.prod(output)) * int(self.words.shape[1])
 
     def to_dict(self) -> dict[str, Any]:
-        return dot_plan_to_dict(self.plan)
+        return dot_plan_to_dict(self.plan) | {"bias": self.bias is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ class Conv(Node):
         return int(np.prod(output)) * int(np.prod(self.words.shape[1:]))
 
     def to_dict(self) -> dict[str, Any]:
-        return dot_plan_to_dict(self.plan)
+        return dot_plan_to_dict(self.plan) | {"bias": self.bias is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,14 +141,22 @@ class MaxPool(Node):
     def run(self, tensors: list[Words], counts: Counts) -> Words:
         return reference.max_pool(tensors[0], self.format, self.window)
 
+    def to_dict(self) -> dict[str, Any]:
+        return {"axes": len(self.window.kernel)}
+
 
 @dataclass(frozen=True, eq=False)
 class AveragePool(Node):
-    """Average of each window by the log adder (spec 6.5)."""
+    """Average of each window by the log adder (spec 6.5).
+
+    Args:
+        spatial: the input's spatial shape, which the number of words in each window depends on.
+    """
 
     plan: PoolPlan
     window: Window
     count_include_pad: bool = False
+    spatial: tuple[int, ...] | None = None
     op: ClassVar[str] = "AveragePool"
 
     def run(self, tensors: list[Words], counts: Counts) -> Words:
@@ -166,6 +174,7 @@ class AveragePool(Node):
             "underflow": p.underflow,
             "count_include_pad": self.count_include_pad,
             "window": window_to_dict(self.window),
+            "spatial": list(self.spatial or ()),
         }
 
 

@@ -159,6 +159,18 @@ class _terms:
         return separated
 
 
+def aligned_terms(plan: DotPlan) -> npt.NDArray[Any]:
+    """Aligned magnitudes [bins, P + 1] of products by bin and code sum (spec 4.1 to 4.3).
+
+    Returns: int64, or Python integers (dtype object) where a term may not fit.
+    """
+    codes = np.arange(plan.max_product_code + 1, dtype=np.int64)
+    terms = _terms(plan)(codes)
+    # codes 0 and 1 are sums with a zero
+    terms[:, :2] = 0
+    return terms
+
+
 def _align(mantissa: Any, shift: Ints, rule: str) -> Any:
     """mantissa·2^shift, dropped bits truncated or rounded half up (spec 4.3)."""
     # a mantissa has at most 41 bits: further right nothing is left of it

@@ -675,7 +675,7 @@ class _Lowering:
         flat = view.reshape(*view.shape[: 2 + len(window.kernel)], -1)
         plan = placement.place_pool(plan, flat, self.options.headroom)
         output = self.unique(f"{name}_words")
-        self.emit(g.AveragePool(self.unique(node.name), (tensor,), output, plan, window, include), wanted)
+        self.emit(g.AveragePool(self.unique(node.name), (tensor,), output, plan, window, include, tuple(view_shape)), wanted)
         shape = self.values[name].shape
         if len(shape) != self.words[output].ndim:
             flat_name = self.unique(f"{name}_flat")

@@ -1,0 +1,452 @@
+"""Nodes of the LNS ONNX model from plans, and back.
+
+The tables that a node takes as inputs follow from its plan alone; equal tables are stored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from lnsdeploy import formats, tables
+from lnsdeploy.datapath import Datapath, LinearAccumulator, LogAccumulator
+from lnsdeploy.emulator import graph as g
+from lnsdeploy.emulator import reference
+from lnsdeploy.emulator.plan import DotPlan, Window
+from lnsdeploy.errors import BadFileError, UnsupportedError
+from lnsdeploy.exporters.functions import DOMAIN, IR_VERSION, MAX_LOG_BITS, OPSET, VERSION, functions
+from lnsdeploy.formats import LNSFormat
+
+_INT32_MAX = (1 << 31) - 1
+# A log adder's keys span the channels' shifts; beyond this the operands cannot be meant.
+_MAX_SPREAD = 1 << 20
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class _Pool:
+    """Initializers, each content stored once under the first name it had."""
+
+    def __init__(self) -> None:
+        self.tensors: list[TensorProto] = []
+        self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    def add(self, name: str, array: npt.NDArray[Any]) -> str:
+        array = np.ascontiguousarray(array)
+        key = (str(array.dtype), array.shape, array.tobytes())
+        if key not in self._names:
+            self._names[key] = name
+            self.tensors.append(numpy_helper.from_array(array, name))
+        return self._names[key]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Tables
+
+
+def encode_thresholds(fmt: LNSFormat, offset: int, underflow: str) -> npt.NDArray[np.float32]:
+    """Entry k − 1: the smallest float32 whose code is at least k (spec 2.1, 2.4)."""
+    top = tables.octave_thresholds(fmt.gamma, 62, "nearest")
+    bounds = []
+    for k in range(1, fmt.max_code + 1):
+        # the lower bound of code k is 2^((k − ½ + o)/γ): threshold number k + o − 1 of the absolute grid
+        octave, index = divmod(k + offset - 1, fmt.gamma)
+        bounds.append(_float32_at_least(int(top[index]), octave - 62))
+    if underflow == "min":
+        bounds[0] = 0.0
+    return np.array(bounds, dtype=np.float32)
+
+
+def _float32_at_least(significand: int, exponent: int) -> float:
+    """The smallest float32 not below significand·2^exponent (itself rounded up from an irrational)."""
+    # 24 bits of significand, fewer where the result is subnormal
+    drop = max(significand.bit_length() - 24, -149 - exponent)
+    kept = -((-significand) >> drop) if drop > 0 else significand << -drop
+    power = exponent + drop
+    if kept.bit_length() + power > 128:
+        return float("inf")
+    return float(np.ldexp(np.float64(kept), power))
+
+
+def decode_values(fmt: LNSFormat, offset: int) -> npt.NDArray[np.float32]:
+    """The value of every word (spec 2.5)."""
+    words = np.arange(1 << fmt.bits).astype(fmt.dtype)
+    values: npt.NDArray[np.float32] = formats.decode(words, fmt, offset)
+    return values
+
+
+@lru_cache(maxsize=16)
+def raw_thresholds(gamma: int, accumulator: LinearAccumulator) -> npt.NDArray[np.int64]:
+    """Entry e − 1: the smallest |A| whose raw code is at least e, for every |A| that can occur (spec 4.6)."""
+    largest = 1 << (accumulator.bits - 1)
+    if accumulator.conversion == "bin":
+        constants = tables.remainder_constants(accumulator.table_bits, accumulator.constant_bits)
+        largest *= int(constants.sum())
+    octaves = largest.bit_length()
+    if accumulator.encoder == "exact":
+        top = [int(t) for t in tables.octave_thresholds(gamma, 62, "nearest")]
+        found = [-((-t) >> (62 - p)) for p in range(octaves) for t in top]
+    else:
+        # the raw code is a step function of the leading one and the bits that follow it
+        following = accumulator.encoder_bits or gamma.bit_length() - 1
+        values = np.arange(1 << following)
+        if accumulator.encoder == "table":
+            values = tables.log_table(gamma, following)
+        starts, codes = [], []
+        for p in range(octaves):
+            for j in range(1 << following) if p >= following else range(0, 1 << following, 1 << (following - p)):
+                starts.append(((1 << following) + j) << p >> following)
+                codes.append(gamma * p + int(values[j]))
+        reached = np.maximum.accumulate(np.array(codes))
+        wanted = np.arange(1, int(reached[-1]) + 1)
+        found = [starts[i] for i in np.searchsorted(reached, wanted, side="left")]
+    kept = [t for t in found if t <= largest]
+    return np.array(kept or [largest + 1], dtype=np.int64)
+
+
+def linear_tables(plan: DotPlan, channels: int, bias: npt.NDArray[np.int64] | None) -> Arrays:
+    """The table inputs of LinearGemm and LinearConv."""
+    accumulator = plan.datapath.linear
+    lsb = plan.lsb
+    terms = reference.aligned_terms(plan)
+    constants = np.ones(1, dtype=np.int64)
+    if accumulator.conversion == "bin":
+        constants = tables.remainder_constants(accumulator.table_bits, accumulator.constant_bits)
+        lsb -= accumulator.constant_bits
+    # what fitting would do to a single term anyway keeps the table small
+    width = accumulator.step_bits
+    if accumulator.overflow == "wrap":
+        terms = terms & ((1 << width) - 1)
+    elif accumulator.lanes == 1:
+        terms = np.minimum(terms, (1 << (width - 1)) - 1)
+    largest = int(terms.max(initial=0)) * accumulator.lanes
+    if largest >= 1 << 62:
+        raise UnsupportedError(
+            f"{accumulator.lanes} lanes of terms up to {int(terms.max())} exceed 64 bits; "
+            "use a larger lsb, fewer lanes, or overflow = wrap"
+        )
+    narrow = largest + (1 << (accumulator.bits - 1)) <= _INT32_MAX and max(accumulator.bits, width) <= 30
+    kind = np.int32 if narrow else np.int64
+    limit = (1 << (accumulator.bits - 1)) - 1
+    start = np.zeros(channels, dtype=np.int64) if bias is None else bias
+    start = _fitted(start, accumulator.bits, accumulator.overflow, limit)
+    return {
+        "bias": start.astype(kind),
+        "terms": terms.astype(kind),
+        "constants": constants.astype(np.int64),
+        "thresholds": raw_thresholds(plan.gamma, accumulator),
+        "code_shift": plan.gamma * lsb + plan.product_offset(channels) - plan.output_offset,
+    }
+
+
+def _fitted(values: npt.NDArray[np.int64], bits: int, overflow: str, limit: int) -> npt.NDArray[np.int64]:
+    if overflow == "saturate":
+        return np.clip(values, -limit, limit)
+    half = 1 << (bits - 1)
+    return ((values + half) & ((1 << bits) - 1)) - half
+
+
+def _delta_inputs(accumulator: LogAccumulator, gamma: int) -> Arrays:
+    if accumulator.bits > MAX_LOG_BITS:
+        raise UnsupportedError(
+            f"a log accumulator of {accumulator.bits} bits has no ONNX form; {MAX_LOG_BITS} is the most"
+        )
+    made = accumulator.delta.tables(gamma << accumulator.guard_bits)
+    return {"delta_plus": made.plus.astype(np.int32), "delta_minus": made.minus.astype(np.int32)}
+
+
+def log_tables(plan: DotPlan, channels: int, bias: npt.NDArray[np.int64] | None) -> Arrays:
+    """The table inputs of LogGemm and LogConv."""
+    accumulator = plan.datapath.log
+    offsets = plan.accumulator_offset(channels)
+    entry = plan.product_offset(channels) - offsets
+    if entry.size and int(entry.max()) - int(entry.min()) > _MAX_SPREAD:
+        raise UnsupportedError(
+            f"the accumulator's place differs by {int(entry.max()) - int(entry.min())} codes between output channels; "
+            f"{_MAX_SPREAD} is the most that an ONNX model holds"
+        )
+    return {
+        "bias": np.zeros(channels, dtype=np.int64) if bias is None else bias.astype(np.int64),
+        **_delta_inputs(accumulator, plan.gamma),
+        "entry_shift": entry.astype(np.int64),
+        "code_shift": (offsets - plan.output_offset).astype(np.int64),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------
+# Attributes
+
+
+def _format_attributes(side: str, fmt: LNSFormat) -> dict[str, int]:
+    if fmt.bits > 16:
+        raise UnsupportedError(f"format {fmt}: words of an ONNX model have at most 16 bits")
+    prefix = f"{side}_" if side else ""
+    return {f"{prefix}bits": fmt.bits, f"{prefix}signed": int(fmt.signed)}
+
+
+def _output_attributes(fmt: LNSFormat, underflow: str) -> dict[str, int]:
+    return {
+        **_format_attributes("output", fmt),
+        "output_type": TensorProto.UINT8 if fmt.bits <= 8 else TensorProto.UINT16,
+        "underflow": int(underflow == "min"),
+    }
+
+
+def _dot_attributes(plan: DotPlan) -> dict[str, int]:
+    accumulator = plan.datapath.accumulate
+    attributes = {
+        **_format_attributes("activation", plan.activation),
+        "activation_widen": plan.widen_activation,
+        **_format_attributes("weight", plan.weight),
+        "weight_widen": plan.widen_weight,
+        "lanes": accumulator.lanes,
+        "acc_bits": accumulator.bits,
+        **_output_attributes(plan.output, plan.datapath.underflow),
+    }
+    if isinstance(accumulator, LinearAccumulator):
+        attributes |= {"psum_bits": accumulator.step_bits, "saturate": int(accumulator.overflow == "saturate")}
+    else:
+        attributes |= {"guard_bits": accumulator.guard_bits}
+    return attributes
+
+
+def _window_attributes(window: Window) -> dict[str, list[int]]:
+    axes = len(window.kernel)
+    missing = 3 - axes
+    zeros, ones = [0] * missing, [1] * missing
+    return {
+        "kernel_shape": ones + list(window.kernel),
+        "strides": ones + list(window.strides),
+        "pads": zeros + list(window.pads[:axes]) + zeros + list(window.pads[axes:]),
+        "dilations": ones + list(window.dilations),
+    }
+
+
+def _window(attributes: Mapping[str, Any], axes: int) -> Window:
+    pads = list(attributes["pads"])
+    if not 1 <= axes <= 3 or len(pads) != 6:
+        raise BadFileError(f"a window over {axes} axes with {len(pads)} pads")
+    return Window(
+        tuple(attributes["kernel_shape"][3 - axes :]),
+        tuple(attributes["strides"][3 - axes :]),
+        tuple(pads[3 - axes : 3] + pads[6 - axes :]),
+        tuple(attributes["dilations"][3 - axes :]),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------
+# A net as an ONNX model
+
+
+def model_of(graph: g.LNSGraph, metadata: Mapping[str, str]) -> ModelProto:
+    """The ONNX model of a net; deterministic.
+
+    Raises:
+        UnsupportedError: a format, table or accumulator has no ONNX form.
+    """
+    pool = _Pool()
+    nodes = [_encode_node(graph, pool)]
+    nodes += [_node(node, graph, pool) for node in graph.nodes]
+    nodes.append(_decode_node(graph, pool))
+    batch = ["batch", *graph.input_shape[1:]]
+    proto = helper.make_graph(
+        nodes,
+        "lnsdeploy",
+        [helper.make_tensor_value_info(graph.input, TensorProto.FLOAT, batch)],
+        [helper.make_tensor_value_info(graph.output, TensorProto.FLOAT, None)],
+        pool.tensors,
+        value_info=[
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(info.format.dtype), None)
+            for name, info in graph.tensors.items()
+        ],
+    )
+    used = {node.op_type for node in nodes if node.domain == DOMAIN}
+    model = helper.make_model(
+        proto,
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)],
+        functions=functions(used),
+        producer_name="lnsdeploy",
+        ir_version=IR_VERSION,
+    )
+    helper.set_model_props(model, dict(metadata))
+    return model
+
+
+def _make(op: str, name: str, inputs: list[str], output: str, attributes: Mapping[str, Any]) -> NodeProto:
+    return helper.make_node(op, inputs, [output], name=name, domain=DOMAIN, **attributes)
+
+
+def _encode_node(graph: g.LNSGraph, pool: _Pool) -> NodeProto:
+    info = graph.tensors[graph.encoded]
+    name = f"{graph.encoded}.encode"
+    attributes = _output_attributes(info.format, graph.underflow)
+    attributes.pop("underflow")
+    thresholds = pool.add(f"{name}.thresholds", encode_thresholds(info.format, info.offset, graph.underflow))
+    return _make("Encode", name, [graph.input, thresholds], graph.encoded, attributes)
+
+
+def _decode_node(graph: g.LNSGraph, pool: _Pool) -> NodeProto:
+    info = graph.tensors[graph.words_output]
+    _format_attributes("", info.format)
+    name = f"{graph.output}.decode"
+    table = pool.add(f"{name}.table", decode_values(info.format, info.offset))
+    return _make("Decode", name, [graph.words_output, table], graph.output, {})
+
+
+def _node(node: g.Node, graph: g.LNSGraph, pool: _Pool) -> NodeProto:
+    inputs = list(node.inputs)
+
+    def with_tables(op: str, arrays: Arrays, attributes: Mapping[str, Any], words: bool = False) -> NodeProto:
+        added = [pool.add(f"{node.name}.{key}", array) for key, array in arrays.items()]
+        return _make(op, node.name, inputs + added, node.output, attributes)
+
+    if isinstance(node, (g.Gemm, g.Conv)):
+        plan, channels = node.plan, node.words.shape[0]
+        linear = plan.datapath.is_linear
+        make = linear_tables if linear else log_tables
+        arrays = {"weight": node.words, **make(plan, channels, node.bias)}
+        attributes: dict[str, Any] = _dot_attributes(plan)
+        if isinstance(node, g.Conv):
+            attributes |= {**_window_attributes(node.window), "group": node.groups}
+        return with_tables(("Linear" if linear else "Log") + node.op, arrays, attributes)
+    if isinstance(node, (g.Relu, g.MaxPool, g.Clip)):
+        attributes = _format_attributes("", node.format)
+        if isinstance(node, g.MaxPool):
+            attributes |= _window_attributes(node.window)
+        elif isinstance(node, g.Clip):
+            attributes |= {"low": _ordered(node.low, node.format), "high": _ordered(node.high, node.format)}
+        return _make(node.op, node.name, inputs, node.output, attributes)
+    if isinstance(node, g.Add):
+        add = node.plan
+        attributes = {
+            **_format_attributes("a", add.a),
+            "a_shift": add.a_offset - add.acc_offset,
+            **_format_attributes("b", add.b),
+            "b_shift": add.b_offset - add.acc_offset,
+            "acc_bits": add.accumulator.bits,
+            "guard_bits": add.accumulator.guard_bits,
+            "code_shift": add.acc_offset - add.output_offset,
+            **_output_attributes(add.output, add.underflow),
+        }
+        return with_tables("Add", _delta_inputs(add.accumulator, add.output.gamma), attributes)
+    if isinstance(node, g.AveragePool):
+        pool_plan = node.plan
+        shape = _spatial_shape(graph, node)
+        counts = reference.log_counts(shape, pool_plan, node.window, node.count_include_pad)
+        arrays = {
+            **_delta_inputs(pool_plan.accumulator, pool_plan.input.gamma),
+            "log_counts": counts.reshape((1,) * (3 - counts.ndim) + counts.shape),
+        }
+        attributes = {
+            **_format_attributes("input", pool_plan.input),
+            "input_shift": pool_plan.input_offset - pool_plan.acc_offset,
+            "lanes": pool_plan.accumulator.lanes,
+            "acc_bits": pool_plan.accumulator.bits,
+            "guard_bits": pool_plan.accumulator.guard_bits,
+            "code_shift": pool_plan.acc_offset - pool_plan.output_offset,
+            **_output_attributes(pool_plan.output, pool_plan.underflow),
+            **_window_attributes(node.window),
+        }
+        return with_tables("AveragePool", arrays, attributes)
+    if isinstance(node, g.Rescale):
+        p = node.plan
+        attributes = {
+            **_format_attributes("input", p.input),
+            "input_offset": p.input_offset,
+            "multiply": max(p.output.gamma // p.input.gamma, 1),
+            "divide": max(p.input.gamma // p.output.gamma, 1),
+            "output_offset": p.output_offset,
+            **_output_attributes(p.output, p.underflow),
+        }
+        return _make("Rescale", node.name, inputs, node.output, attributes)
+    if isinstance(node, g.Reshape):
+        shape_name = pool.add(f"{node.name}.shape", np.array(node.shape, dtype=np.int64))
+        return helper.make_node("Reshape", [*inputs, shape_name], [node.output], name=node.name)
+    if isinstance(node, g.Transpose):
+        return helper.make_node("Transpose", inputs, [node.output], name=node.name, perm=list(node.order))
+    if isinstance(node, g.Concat):
+        return helper.make_node("Concat", inputs, [node.output], name=node.name, axis=node.axis)
+    raise UnsupportedError(f"node {node.name!r} ({type(node).__name__}) has no ONNX form")
+
+
+def _ordered(word: int, fmt: LNSFormat) -> int:
+    code = word & fmt.max_code
+    return -code if word & fmt.sign_bit else code
+
+
+def _unordered(key: int, fmt: LNSFormat) -> int:
+    if abs(key) > fmt.max_code or (key < 0 and not fmt.signed):
+        raise BadFileError(f"a limit of {key} is no code of {fmt}")
+    return -key | fmt.sign_bit if key < 0 else key
+
+
+def _spatial_shape(graph: g.LNSGraph, node: g.AveragePool) -> tuple[int, ...]:
+    if node.spatial is None:
+        raise UnsupportedError(f"AveragePool {node.name!r}: the size of its input is not known")
+    return node.spatial
+
+
+# ---------------------------------------------------------------------------------------------------
+# And back
+
+
+def node_of(
+    proto: NodeProto,
+    arrays: Mapping[str, npt.NDArray[Any]],
+    plan: Mapping[str, Any],
+    tensors: Mapping[str, g.TensorInfo],
+    datapaths: Mapping[str, Datapath],
+) -> g.Node:
+    """The node of a net from its ONNX form and its plan.
+
+    Raises:
+        LNSError, KeyError, ValueError, TypeError: it is not one that :func:`model_of` makes.
+    """
+    attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
+    name, output, op = proto.name, proto.output[0], proto.op_type
+    inputs = tuple(i for i in proto.input if i not in arrays)
+    if not name or not inputs:
+        raise BadFileError(f"a node {op} without name or inputs")
+    given = list(proto.input)
+    if op in ("LinearGemm", "LogGemm", "LinearConv", "LogConv"):
+        words = arrays[given[1]]
+        made = g.dot_plan_from_dict(plan, datapaths)
+        made.weight.check(words, f"weights of {name!r}")
+        if words.ndim < 2:
+            raise BadFileError(f"weights of {name!r} have the shape {words.shape}")
+        stored = arrays[given[2]].astype(np.int64)
+        bias = None if plan.get("bias") is False else stored
+        if op.endswith("Gemm"):
+            return g.Gemm(name, inputs, output, words, bias, made)
+        return g.Conv(
+            name, inputs, output, words, bias, made, _window(attributes, words.ndim - 2), int(attributes["group"])
+        )
+    if proto.domain == DOMAIN and op in ("Relu", "Clip", "MaxPool"):
+        fmt = tensors[output].format
+        if op == "Relu":
+            return g.Relu(name, inputs, output, fmt)
+        if op == "Clip":
+            low, high = (_unordered(int(attributes[key]), fmt) for key in ("low", "high"))
+            return g.Clip(name, inputs, output, fmt, low, high)
+        return g.MaxPool(name, inputs, output, fmt, _window(attributes, int(plan["axes"])))
+    if proto.domain == DOMAIN and op == "Add":
+        return g.Add(name, inputs, output, g.add_plan_from_dict(plan))
+    if proto.domain == DOMAIN and op == "AveragePool":
+        window = g.window_from_dict(plan["window"])
+        spatial = tuple(int(n) for n in plan["spatial"])
+        include = bool(plan["count_include_pad"])
+        return g.AveragePool(name, inputs, output, g.pool_plan_from_dict(plan), window, include, spatial)
+    if proto.domain == DOMAIN and op == "Rescale":
+        return g.Rescale(name, inputs, output, g.rescale_plan_from_dict(plan))
+    if proto.domain == "" and op == "Reshape":
+        return g.Reshape(name, inputs, output, tuple(int(n) for n in arrays[given[1]]))
+    if proto.domain == "" and op == "Transpose":
+        return g.Transpose(name, inputs, output, tuple(int(n) for n in attributes["perm"]))
+    if proto.domain == "" and op == "Concat":
+        return g.Concat(name, inputs, output, int(attributes["axis"]))
+    raise UnsupportedError(f"node {name!r}: operator {proto.domain}.{op} is not one that lnsdeploy writes")
