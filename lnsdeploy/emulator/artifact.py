@@ -147,6 +147,7 @@ def to_model(graph: g.LNSGraph, macs: Mapping[str, int], coverage: float, float_
     main = graph.datapath
     description = {
         "input_shape": list(graph.input_shape),
+        "output_shape": list(graph.output_shape),
         "encoded": graph.encoded,
         "words_output": graph.words_output,
         "underflow": graph.underflow,
@@ -262,6 +263,7 @@ def _interpret(model: Any, data: bytes, where: str) -> Artifact:
         nodes=tuple(nodes),
         words_output=description["words_output"],
         output=model.graph.output[0].name,
+        output_shape=tuple(_int(n) for n in description["output_shape"]),
         tensors=tensors,
         datapaths=datapaths,
         metadata={str(k): str(v) for k, v in description["net"].items()},

@@ -274,6 +274,7 @@ class LNSGraph:
         nodes: in an order in which they can run.
         words_output: name of the last tensor of words.
         output: name of the float output, its decoding.
+        output_shape: its shape; 0 for the batch axis.
         tensors: format and offset of every tensor of words.
         datapaths: those that the nodes use, by fingerprint.
         metadata: further text to keep with the net (source, recipe, …).
@@ -286,6 +287,7 @@ class LNSGraph:
     nodes: tuple[Node, ...]
     words_output: str
     output: str
+    output_shape: tuple[int, ...]
     tensors: dict[str, TensorInfo]
     datapaths: dict[str, Datapath]
     metadata: dict[str, str] = field(default_factory=dict)

@@ -132,9 +132,7 @@ class Body:
         inner = Body(f"{name}_")
         inputs = [f"{name}_in_{i}" for i in range(len(states) + len(sequences))]
         outputs = [inner.op("Identity", value) for value in step(inner, inputs)]
-        return self.op(
-            "Scan", *states, *sequences, num_scan_inputs=len(sequences), body=inner.graph(inputs, outputs)
-        )
+        return self.op("Scan", *states, *sequences, num_scan_inputs=len(sequences), body=inner.graph(inputs, outputs))
 
     def branch(self, condition: str, yes: Callable[[Body], str], no: Callable[[Body], str]) -> str:
         """An If with one result; only the branch taken costs anything."""
@@ -220,55 +218,50 @@ def _linear(b: Body, a: str, w: str) -> str:
     quads = b.op("Concat", plus, b.op("Neg", plus), plus, none, axis=-1)
     flat = b.reshape(quads, bins, b.op("Mul", columns, b.i64(4)))
     nothing = b.op("CastLike", b.i64(0), "terms")
-    beyond = b.op(
-        "Expand", nothing, b.shape(bins, b.op("Add", b.op("Mul", columns, b.i64(4)), b.i64(1)))
-    )
+    beyond = b.op("Expand", nothing, b.shape(bins, b.op("Add", b.op("Mul", columns, b.i64(4)), b.i64(1))))
     table = b.op("Concat", flat, beyond, axis=1)
     a_steps, w_steps = _steps(b, a, zero, lanes), _steps(b, w, zero, lanes)
     groups, rows = b.at(b.op("Shape", a), 0), b.at(b.op("Shape", a), 1)
     channels = b.at(b.op("Shape", w), 1)
 
-    saturate = b.op("Greater", b.attribute("saturate"), b.i64(0))
-
-    def fit(s: Body, value: str, width: str, mode: str) -> str:
-        half = s.power(s.op("Sub", s.attribute(width), s.i64(1)))
-        if mode == "saturate":
-            limit = s.op("CastLike", s.op("Sub", half, s.i64(1)), "terms")
-            return s.op("Min", s.op("Max", value, s.op("Neg", limit)), limit)
-        middle = s.op("CastLike", half, "terms")
-        mask = s.op("CastLike", s.op("Sub", s.op("Mul", half, s.i64(2)), s.i64(1)), "terms")
-        return s.op("Sub", s.op("BitwiseAnd", s.op("Add", value, middle), mask), middle)
+    # Everything a loop captures is made out here: ONNX Runtime 1.32 loses values that the branch of an If makes and
+    # a subgraph inside that branch captures.
+    loops = {mode: _loop_inputs(b, mode, table, (bins, groups, rows, channels)) for mode in ("saturate", "wrap")}
 
     def run(mode: str, single: bool) -> Callable[[Body], str]:
-        def make(s: Body) -> str:
-            own = fit(s, table, "psum_bits", mode) if single else table
-            # the bias starts bin 0 (spec 4.5)
-            bias = s.reshape(fit(s, "bias", "acc_bits", mode), s.i64(1), groups, s.i64(1), channels)
-            which = s.reshape(s.op("Range", s.i64(0), bins, s.i64(1)), bins, s.i64([1, 1, 1]))
-            first = s.op("Where", s.op("Equal", which, s.i64(0)), bias, nothing)
-            start = s.op("Expand", first, s.shape(bins, groups, rows, channels))
-            limits = _Fit(s, mode)
+        fit, fitted, start = loops[mode]
 
-            def step(t: Body, names: list[str]) -> list[str]:
-                acc, x, y = names
-                if single:
-                    x, y = t.op("Squeeze", x, t.i64([0])), t.op("Squeeze", y, t.i64([0]))
-                index = t.op("Add", t.op("Unsqueeze", x, t.i64([-1])), t.op("Unsqueeze", y, t.i64([-2])))
-                terms = t.op("Gather", own, index, axis=1)
-                if not single:
-                    terms = limits(t, t.op("ReduceSum", terms, t.i64([1]), keepdims=0), "psum_bits")
-                return [limits(t, t.op("Add", acc, terms), "acc_bits")]
+        def step(t: Body, names: list[str]) -> list[str]:
+            acc, x, y = names
+            if single:
+                x, y = t.op("Squeeze", x, t.i64([0])), t.op("Squeeze", y, t.i64([0]))
+            index = t.op("Add", t.op("Unsqueeze", x, t.i64([-1])), t.op("Unsqueeze", y, t.i64([-2])))
+            # a single term is fitted in the table already
+            terms = t.op("Gather", fitted if single else table, index, axis=1)
+            if not single:
+                terms = fit(t, t.op("ReduceSum", terms, t.i64([1]), keepdims=0), "psum_bits")
+            return [fit(t, t.op("Add", acc, terms), "acc_bits")]
 
-            return s.scan([start], [a_steps, w_steps], step)
+        return lambda s: s.scan([start], [a_steps, w_steps], step)
 
-        return make
-
-    one = b.op("Equal", lanes, b.i64(1))
+    saturate = b.op("Greater", b.attribute("saturate"), b.i64(0))
     return b.branch(
-        one,
+        b.op("Equal", lanes, b.i64(1)),
         lambda s: s.branch(saturate, run("saturate", True), run("wrap", True)),
         lambda s: s.branch(saturate, run("saturate", False), run("wrap", False)),
     )
+
+
+def _loop_inputs(b: Body, mode: str, table: str, shape: tuple[str, str, str, str]) -> tuple[_Fit, str, str]:
+    """How to fit, the table of fitted terms, and the initial accumulators (spec 4.4, 4.5)."""
+    bins, groups, rows, channels = shape
+    fit = _Fit(b, mode)
+    fitted = fit(b, table, "psum_bits")
+    # the bias starts bin 0
+    bias = b.reshape(fit(b, "bias", "acc_bits"), b.i64(1), groups, b.i64(1), channels)
+    which = b.reshape(b.op("Range", b.i64(0), bins, b.i64(1)), bins, b.i64([1, 1, 1]))
+    first = b.op("Where", b.op("Equal", which, b.i64(0)), bias, b.op("CastLike", b.i64(0), "terms"))
+    return fit, fitted, b.op("Expand", first, b.shape(bins, groups, rows, channels))
 
 
 class _Fit:
@@ -388,9 +381,7 @@ def _reduce_log(
             # zeros up to a power of two are identities: the tree's shape stays that of spec 5.4
             others = t.op("Expand", t.i64(0), t.shape(t.op("Sub", t.op("Mul", rank, t.i64(2)), t.i64(1))))
             before = t.op("Slice", others, t.i64([0]), t.op("Reshape", rank, t.i64([1])))
-            after = t.op(
-                "Slice", others, t.i64([0]), t.op("Reshape", t.op("Sub", rank, t.i64(1)), t.i64([1]))
-            )
+            after = t.op("Slice", others, t.i64([0]), t.op("Reshape", t.op("Sub", rank, t.i64(1)), t.i64([1])))
             pads = t.shape(before, t.op("Sub", whole, lanes), after)
             padded = t.op("Pad", keys, pads, t.i32(LOG_ZERO))
             name = t._name("Loop")
@@ -525,9 +516,7 @@ def _convolve(b: Body, keys: str, zero: str) -> tuple[str, Callable[[str], str]]
     batch, groups = b.at(shape, 0), b.attribute("group")
     each = b.op("Div", b.at(shape, 1), groups)
     kernels = [b.at(shape, i) for i in (2, 4, 6)]
-    split = b.reshape(
-        value, batch, groups, each, kernels[0], outs[0], kernels[1], outs[1], kernels[2], outs[2]
-    )
+    split = b.reshape(value, batch, groups, each, kernels[0], outs[0], kernels[1], outs[1], kernels[2], outs[2])
     ordered = b.op("Transpose", split, perm=[1, 0, 4, 6, 8, 2, 3, 5, 7])
     rows, depth = batch, each
     for out, kernel in zip(outs, kernels, strict=True):

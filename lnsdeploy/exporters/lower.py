@@ -437,6 +437,7 @@ class _Lowering:
             nodes=tuple(self.nodes),
             words_output=last,
             output=output,
+            output_shape=(0, *self.values[net.output].shape[1:]),
             tensors=self.tensors,
             datapaths=self.datapaths or {options.datapath.fingerprint: options.datapath},
             metadata=metadata,
@@ -675,7 +676,9 @@ class _Lowering:
         flat = view.reshape(*view.shape[: 2 + len(window.kernel)], -1)
         plan = placement.place_pool(plan, flat, self.options.headroom)
         output = self.unique(f"{name}_words")
-        self.emit(g.AveragePool(self.unique(node.name), (tensor,), output, plan, window, include, tuple(view_shape)), wanted)
+        self.emit(
+            g.AveragePool(self.unique(node.name), (tensor,), output, plan, window, include, sample.shape[2:]), wanted
+        )
         shape = self.values[name].shape
         if len(shape) != self.words[output].ndim:
             flat_name = self.unique(f"{name}_flat")

@@ -258,12 +258,8 @@ def model_of(graph: g.LNSGraph, metadata: Mapping[str, str]) -> ModelProto:
         nodes,
         "lnsdeploy",
         [helper.make_tensor_value_info(graph.input, TensorProto.FLOAT, batch)],
-        [helper.make_tensor_value_info(graph.output, TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(graph.output, TensorProto.FLOAT, ["batch", *graph.output_shape[1:]])],
         pool.tensors,
-        value_info=[
-            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(info.format.dtype), None)
-            for name, info in graph.tensors.items()
-        ],
     )
     used = {node.op_type for node in nodes if node.domain == DOMAIN}
     model = helper.make_model(

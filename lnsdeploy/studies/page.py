@@ -511,7 +511,7 @@ def _summarise(results: Mapping[str, Any]) -> dict[str, Any]:
     layers_of: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for layer in results["layers"]:
         layers_of[layer["point"]].append(layer)
-    labels: dict[tuple[str, str, int, int], set[str]] = defaultdict(set)
+    labels: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     for model, bits, gamma, datapath, fingerprint in groups:
         labels[model, datapath, bits, gamma].add(fingerprint)
 
@@ -525,7 +525,9 @@ def _summarise(results: Mapping[str, Any]) -> dict[str, Any]:
             name = datapath
             if len(labels[model, datapath, bits, gamma]) > 1:
                 name = f"{datapath} ({fingerprint[:6]})"
-            label = name if f"{bits}:{gamma}" in name else f"{bits}:{gamma} {name}"
+            fmt = f"{bits}:{gamma}"
+            rest = re.sub(rf"[-_ ]u?{fmt}(?![0-9])", "", name, count=1)
+            label = f"{fmt} {rest}"
             members = sorted(members, key=lambda point: (point["seed"], point["id"]))
             configs.append(_config(members, families[datapath, fingerprint], label))
         configs.sort(key=lambda config: (-config["bits"], -config["gamma"], config["label"]))
@@ -541,13 +543,53 @@ def _summarise(results: Mapping[str, Any]) -> dict[str, Any]:
     for model in models:
         for config in model["configs"]:
             config["series"] = order[config["line"]]
+        _place(model["configs"])
     return {
         "models": models,
         "series": list(order),
         "gamma_at": {str(bits): min(found) for bits, found in sorted(widths.items()) if len(found) == 1},
+        "sqnr_limits": _sqnr_limits(models),
         "margins": list(MARGINS),
         "test": results["data"]["test"],
     }
+
+
+def _place(configs: Sequence[dict[str, Any]]) -> None:
+    """Where each configuration is drawn beside its width, so that seeds do not hide one another.
+
+    Sets ``shift``, in bits, for the seeds, and ``alone``: whether its line has no other width, so that
+    the mean may be moved with them.
+    """
+    for bits in {config["bits"] for config in configs}:
+        here = sorted(
+            (config for config in configs if config["bits"] == bits), key=lambda config: int(config["series"])
+        )
+        step = min(0.16, 0.7 / len(here))
+        for slot, config in enumerate(here):
+            config["shift"] = round(step * (slot - (len(here) - 1) / 2), 4) if len(here) > 1 else 0.1
+    for config in configs:
+        config["alone"] = sum(other["series"] == config["series"] for other in configs) == 1
+
+
+def _sqnr_limits(models: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Ends of the SQNR's colour scale [dB], the same for all models.
+
+    Where the noise exceeds the signal (below 0 dB) nothing is gained by telling how much by colour.
+    """
+    found = [
+        cell["sqnr_db"]
+        for model in models
+        for cells in model["cells"]
+        for cell in cells
+        if cell is not None and cell["sqnr_db"] is not None
+    ]
+    if not found:
+        return [0, 1]
+    high = math.ceil(max(found))
+    low = math.floor(min(found))
+    if low < 0 < high:
+        low = 0
+    return [low, max(high, low + 1)]
 
 
 def _model(
@@ -568,9 +610,7 @@ def _model(
                 row[layer["layer"]].append(layer)
         table.append(row)
     for config in configs:
-        config["delta"] = (
-            None if reference is None else 100 * (config["accuracy"]["mean"] - reference["mean"])
-        )
+        config["delta"] = None if reference is None else 100 * (config["accuracy"]["mean"] - reference["mean"])
     return {
         "name": model,
         "float": reference,
@@ -670,33 +710,35 @@ def _verdict(model: Mapping[str, Any]) -> dict[str, str]:
             "detail": f"The best configuration, {best['label']}, reaches {_plus_minus(best['accuracy'])} "
             f"({seeds}). No float32 baseline of this model was measured.",
         }
-    yardstick = f"float32 at {_plus_minus(reference)} ({_seeds(reference['n'])})"
+    yardstick = f"(float32: {_plus_minus(reference)}, {_seeds(reference['n'])})"
     close, wide = (None if index is None else configs[index] for index in model["narrowest"])
     if close is not None:
         claim = f"{close['bits']}-bit words stay within {MARGINS[0]:g}{THIN}pp of float32"
         detail = (
             f"{close['label']} classifies {_plus_minus(close['accuracy'])} of the test images correctly "
-            f"({_seeds(close['accuracy']['n'])}), {_below(close['delta'])}, against {yardstick}."
+            f"({_seeds(close['accuracy']['n'])}), {_below(close['delta'])} {yardstick}."
         )
         if wide is not None and wide["bits"] < close["bits"]:
             detail += (
                 f" Within {MARGINS[1]:g}{THIN}pp, {wide['bits']} bits do: {wide['label']} with "
                 f"{_plus_minus(wide['accuracy'])}, {_below(wide['delta'])}."
             )
-        else:
+        elif any(config["bits"] < close["bits"] for config in configs):
             detail += f" No narrower width tried stays within {MARGINS[1]:g}{THIN}pp."
+        else:
+            detail += " No narrower width was tried."
     elif wide is not None:
         claim = f"{wide['bits']}-bit words stay within {MARGINS[1]:g}{THIN}pp of float32"
         detail = (
             f"{wide['label']} classifies {_plus_minus(wide['accuracy'])} of the test images correctly "
-            f"({_seeds(wide['accuracy']['n'])}), {_below(wide['delta'])}, against {yardstick}. "
+            f"({_seeds(wide['accuracy']['n'])}), {_below(wide['delta'])} {yardstick}. "
             f"No configuration tried stays within {MARGINS[0]:g}{THIN}pp."
         )
     else:
         claim = f"No configuration tried stays within {MARGINS[1]:g}{THIN}pp of float32"
         detail = (
             f"The best, {best['label']}, reaches {_plus_minus(best['accuracy'])} ({seeds}), "
-            f"{_below(best['delta'])}, against {yardstick}."
+            f"{_below(best['delta'])} {yardstick}."
         )
     return {"claim": claim, "detail": detail}
 
@@ -852,8 +894,11 @@ def _csv(columns: Sequence[str], records: Iterable[Mapping[str, Any]]) -> str:
     return buffer.getvalue()
 
 
-def _plain(text: str) -> str:
-    """Text for matplotlib, which reads dollar signs as mathematics."""
+def _plain(text: str, longest: int = 44) -> str:
+    """Text for matplotlib, which reads dollar signs as mathematics, on one line of limited length."""
+    text = " ".join(text.split())
+    if len(text) > longest:
+        text = text[: longest - 1] + "…"
     return text.replace("$", "\\$")
 
 
@@ -909,7 +954,7 @@ def _accuracy_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> by
         frameon=False,
         fontsize=8,
     )
-    figure.suptitle(_plain(results["title"]), fontsize=12)
+    figure.suptitle(_plain(results["title"], 90), fontsize=12)
     return _png(figure)
 
 
@@ -923,16 +968,16 @@ def _accuracy_panel(
         axes.axhline(
             100 * reference["mean"], color="0.25", dashes=(5, 3), lw=1.2, label="float32: mean, least to largest"
         )
-    count = len(view["series"])
     for index, name in enumerate(view["series"]):
         configs = sorted(
             (config for config in model["configs"] if config["series"] == index), key=lambda c: int(c["bits"])
         )
         if not configs:
             continue
-        style = {"color": COLOURS[index % len(COLOURS)]}
+        colour = COLOURS[index % len(COLOURS)]
         marker = MARKERS[index % len(MARKERS)]
-        bits = [config["bits"] for config in configs]
+        alone = len(configs) == 1
+        bits = [config["bits"] + (config["shift"] if alone else 0) for config in configs]
         spread = [config["accuracy"] for config in configs]
         axes.plot(
             bits,
@@ -943,28 +988,29 @@ def _accuracy_panel(
             ls=DASHES[index % len(DASHES)],
             label=_plain(name),
             zorder=3,
-            **style,
+            color=colour,
         )
-        if len(bits) > 1:
-            axes.fill_between(
-                bits,
-                [100 * item["min"] for item in spread],
-                [100 * item["max"] for item in spread],
-                alpha=0.12,
-                lw=0,
-                **style,
-            )
-        shift = 0.5 * ((index + 0.5) / count - 0.5)
-        members = [(config["bits"], points[name]) for config in configs for name in config["points"]]
+        low = [100 * item["min"] for item in spread]
+        high = [100 * item["max"] for item in spread]
+        if alone:
+            axes.vlines(bits, low, high, lw=1.2, color=colour)
+        else:
+            axes.fill_between(bits, low, high, alpha=0.12, lw=0, color=colour)
+        members = [
+            (config["bits"] + config["shift"], points[name])
+            for config in configs
+            if config["accuracy"]["n"] > 1
+            for name in config["points"]
+        ]
         axes.plot(
-            [width + shift for width, _ in members],
+            [width for width, _ in members],
             [100 * point["accuracy"] for _, point in members],
             ls="",
             marker=marker,
             ms=3,
             alpha=0.5,
             zorder=2,
-            **style,
+            color=colour,
         )
     widths = sorted({config["bits"] for other in view["models"] for config in other["configs"]})
     gamma_at = view["gamma_at"]
@@ -1000,9 +1046,7 @@ def _layers_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> byte
     heights = [0.25 * len(model["configs"]) + 1.6 for model in models]
     columns = max(len(model["layers"]) for model in models)
     figure = _figure(3.5 + 3 * max(2.4, 0.62 * columns), sum(heights) + 0.4)
-    grid = figure.subplots(
-        len(models), 3, squeeze=False, sharey="row", gridspec_kw={"height_ratios": heights}
-    )
+    grid = figure.subplots(len(models), 3, squeeze=False, sharey="row", gridspec_kw={"height_ratios": heights})
     for row, model in enumerate(models):
         for column, (field, title, colours) in enumerate(_PANELS):
             axes = grid[row][column]
@@ -1011,10 +1055,8 @@ def _layers_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> byte
                 for j, cell in enumerate(cells):
                     if cell is not None and cell[field] is not None:
                         value = cell[field]
-                        values[i, j] = (
-                            value if field == "sqnr_db" else math.log10(max(100 * value, _FLOOR_PERCENT))
-                        )
-            limits = _limits(models) if field == "sqnr_db" else (math.log10(_FLOOR_PERCENT), 2)
+                        values[i, j] = value if field == "sqnr_db" else math.log10(max(100 * value, _FLOOR_PERCENT))
+            limits = view["sqnr_limits"] if field == "sqnr_db" else (math.log10(_FLOOR_PERCENT), 2)
             image = axes.imshow(values, aspect="auto", cmap=colours, vmin=limits[0], vmax=limits[1])
             shades = image.to_rgba(np.nan_to_num(values, nan=limits[0]))
             for i, cells in enumerate(model["cells"]):
@@ -1028,9 +1070,10 @@ def _layers_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> byte
                         va="center",
                         fontsize=6.5,
                         color="black" if light else "white",
+                        in_layout=False,
                     )
             axes.set_facecolor("0.93")
-            names = [_plain(layer["name"]) for layer in model["layers"]]
+            names = [_plain(layer["name"], 18) for layer in model["layers"]]
             axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=7)
             axes.set_yticks(
                 range(len(model["configs"])),
@@ -1042,20 +1085,8 @@ def _layers_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> byte
             bar.ax.tick_params(labelsize=7)
             if field != "sqnr_db":
                 bar.set_ticks([-3, -2, -1, 0, 1, 2], labels=["≤0.001", "0.01", "0.1", "1", "10", "100"])
-    figure.suptitle(_plain(results["title"]), fontsize=11)
+    figure.suptitle(_plain(results["title"], 90), fontsize=11)
     return _png(figure)
-
-
-def _limits(models: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Least and largest SQNR of all layers, so that the models' maps share a scale."""
-    found = [
-        cell["sqnr_db"]
-        for model in models
-        for cells in model["cells"]
-        for cell in cells
-        if cell is not None and cell["sqnr_db"] is not None
-    ]
-    return (min(found), max(found)) if found else (0.0, 1.0)
 
 
 def _cell_text(cell: Mapping[str, Any] | None, field: str) -> str:
@@ -1067,7 +1098,7 @@ def _cell_text(cell: Mapping[str, Any] | None, field: str) -> str:
     if value is None:
         return ""
     if field == "sqnr_db":
-        return f"{value:.0f}"
+        return f"{value:.0f}".replace("-", MINUS)
     percent = 100 * value
     return "0" if percent == 0 else "<.001" if percent < 1e-3 else f"{percent:.2g}"
 

@@ -21,9 +21,11 @@ from __future__ import annotations
 import bisect
 import math
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Integral, Real
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -195,16 +197,14 @@ class _LogOptimizer(Optimizer):
     def _check_group(self, group: dict[str, Any], number: int) -> None:
         where = f"parameter group {number}"
         _learning_rate(group, where)
-        for name, low, high in (
-            ("beta", 0.0, 1.0),
-            ("g_bound", 0.0, math.inf),
-            ("p_scale", 0.0, math.inf),
-            ("eps", 0.0, math.inf),
-            ("additive_scale", 0.0, math.inf),
-        ):
+        for name in ("g_bound", "p_scale", "additive_scale"):
             value = _number(group[name], name, where)
-            if not low <= value < high or (value == 0 and name in ("g_bound", "p_scale")):
-                raise BadValueError(f"{where}: {name} must be a number from {low} to {high}, not {value}")
+            if not 0 < value < math.inf:
+                raise BadValueError(f"{where}: {name} must be positive and finite, not {value}")
+        for name, end in (("beta", 1.0), ("eps", math.inf)):
+            value = _number(group[name], name, where)
+            if not 0 <= value < end:
+                raise BadValueError(f"{where}: {name} must be at least 0 and below {end}, not {value}")
         if group["p_max"] is not None and not 0 < _number(group["p_max"], "p_max", where) < math.inf:
             raise BadValueError(f"{where}: p_max must be a positive number or None, not {group['p_max']}")
         if group["rule"] not in RULES:
@@ -255,7 +255,7 @@ class _LogOptimizer(Optimizer):
                 f"{100 * clipped / counted:.0f} % of the weights sit at their bound (p_scale times the RMS "
                 "of the initial weights): initialise with a larger scale (He), or raise p_scale or p_max",
                 MadamWarning,
-                stacklevel=2,
+                stacklevel=4,
             )
         return loss
 
@@ -304,10 +304,12 @@ class _LogOptimizer(Optimizer):
 
     def _buckets(self, collected: list[tuple[dict[str, Any], bool, list[_Entry]]]) -> list[_Bucket]:
         """Counts the step of every entry, and groups those that share device, dtype and step number."""
+        for group, multiplicative, entries in collected:
+            for entry in entries:
+                self._prepare(group, multiplicative, entry)
         found: dict[tuple[Any, ...], _Bucket] = {}
         for number, (group, multiplicative, entries) in enumerate(collected):
             for entry in entries:
-                self._prepare(group, multiplicative, entry)
                 step = entry.state["step"] = entry.state["step"] + 1
                 key = (number, entry.param.device, entry.param.dtype, step, *self._kind(entry))
                 if key not in found:
@@ -353,11 +355,13 @@ class _LogOptimizer(Optimizer):
         self._add(bucket, scalars)
         return 0
 
+    @abstractmethod
     def _multiply(self, bucket: _Bucket, scalars: _Scalars, count: bool) -> int:
-        raise NotImplementedError  # pragma: no cover - both subclasses define it
+        """The multiplicative rule, block by block."""
 
+    @abstractmethod
     def _multiply_single(self, bucket: _Bucket, entry: _Entry, scalars: _Scalars, count: bool) -> int:
-        raise NotImplementedError  # pragma: no cover - both subclasses define it
+        """The same for one tensor, written plainly: what `_multiply` is tested against."""
 
     def _add(self, bucket: _Bucket, scalars: _Scalars) -> None:
         """w ← w − lr·additive_scale·ĝ."""
@@ -418,9 +422,12 @@ class _LogOptimizer(Optimizer):
                 f"the saved state has parameter groups of {counts} tensors, this optimizer of "
                 f"{[len(g['params']) for g in self.param_groups]}"
             )
-        missing = sorted(set(self.defaults) - {"differentiable"} - set(saved_groups[0]))
-        if missing:
-            raise BadValueError(f"not the state of {type(self).__name__}: its groups lack {', '.join(missing)}")
+        for number, group in enumerate(saved_groups):
+            missing = sorted(set(self.param_groups[number]) & set(self.defaults) - set(group))
+            if missing:
+                kind = type(self).__name__
+                raise BadValueError(f"not the state of {kind}: its groups lack {', '.join(missing)}")
+            self._check_group(group, number)
         found = []
         keys = chain.from_iterable(g["params"] for g in saved_groups)
         for (param, where), key in zip(self._named(), keys, strict=True):
@@ -445,6 +452,8 @@ class _LogOptimizer(Optimizer):
                 f"{where} has a second moment of {moment.dtype} and shape {tuple(moment.shape)}, the "
                 f"parameter needs {_work_dtype(param.dtype)} and {tuple(param.shape)}"
             )
+        if moment.numel() and not 0 <= float(moment.min()) <= float(moment.max()) < math.inf:
+            raise BadValueError(f"{where} has a second moment that is negative, infinite or NaN")
 
     def _named(self) -> Iterator[tuple[Tensor, str]]:
         """Parameters in order, each with words that say which it is."""
@@ -684,7 +693,7 @@ class IntegerMadam(_LogOptimizer):
             raise UnknownNameError("rounding", group["rounding"], CODE_ROUNDINGS)
         if group["init"] not in INITS:
             raise UnknownNameError("initialisation", group["init"], INITS)
-        if isinstance(group["seed"], bool) or not isinstance(group["seed"], int):
+        if isinstance(group["seed"], bool) or not isinstance(group["seed"], Integral):
             raise BadTypeError(f"parameter group {number}: seed must be an integer, not {group['seed']!r}")
 
     @torch.no_grad()
@@ -734,7 +743,7 @@ class IntegerMadam(_LogOptimizer):
             uniform = draws.view("<u4").astype(np.int64)
             # multiply and shift: every code has the same number of 32-bit words, give or take one
             magnitudes = torch.from_numpy((uniform * fmt.max_code >> 32) + 1).view(param.shape)
-            codes = (magnitudes * torch.sign(param.cpu())).to(_code_dtype(fmt))
+            codes = (magnitudes * torch.sign(param.detach().cpu()).to(torch.int64)).to(_code_dtype(fmt))
         else:
             codes = _encode(param, fmt, offset, where)
         return {
@@ -756,10 +765,10 @@ class IntegerMadam(_LogOptimizer):
         """
         found: list[LNSTensor | None] = []
         for param, _ in self._named():
-            state = self.state[param]
-            if "codes" not in state:
+            if not self._has_codes(param):
                 found.append(None)
                 continue
+            state = self.state[param]
             fmt = _format(state)
             found.append(LNSTensor(_words(state["codes"], fmt), fmt, state["offset"]))
         return found
@@ -769,7 +778,8 @@ class IntegerMadam(_LogOptimizer):
         """Take the parameters as they are now: encode them to the nearest codes, and decode those.
 
         For use after the parameters were changed from outside. Parameters that already are decoded codes
-        of the same offset keep exactly these codes. Second moments and step numbers stay.
+        of the same offset get exactly these codes, provided that their dtype tells neighbouring codes apart.
+        Second moments and step numbers stay.
 
         Args:
             recalibrate: choose the offsets anew, from the RMS of the present values.
@@ -780,9 +790,9 @@ class IntegerMadam(_LogOptimizer):
         fresh: list[tuple[Tensor, int, Tensor]] = []
         for number, group in enumerate(self.param_groups):
             for index, param in enumerate(group["params"]):
-                state, where = self.state[param], _where(group, number, index)
-                if "codes" not in state:
+                if not self._has_codes(param):
                     continue
+                state, where = self.state[param], _where(group, number, index)
                 fmt = _format(state)
                 offset = state["offset"]
                 if recalibrate:
@@ -854,7 +864,8 @@ class IntegerMadam(_LogOptimizer):
             known, values = self._tables[key]
             if known <= low and high < known + len(values):
                 return self._tables[key]
-            low, high = min(low, known), max(high, known + len(values) - 1)
+            union = min(low, known), max(high, known + len(values) - 1)
+            low, high = union if union[1] - union[0] < _TABLE_LIMIT else (low, high)
         if high - low >= _TABLE_LIMIT:
             return None
         wide = LNSFormat(_TABLE_LIMIT.bit_length(), fmt.gamma)
@@ -1032,13 +1043,23 @@ class _Draws:
 
     def take(self, block: _Block) -> Tensor:
         """uint8 [block.size]"""
+        if block.packed:
+            starts = [e.state["position"] for e in block.entries]
+            sizes = [e.size for e in block.entries]
+        else:
+            starts, sizes = [block.entries[0].state["position"] + block.start], [block.size]
+        # neighbours in the block are neighbours in the run, unless a parameter between them got no gradient
+        joined: list[list[int]] = []
+        for start, size in zip(starts, sizes, strict=True):
+            if joined and joined[-1][0] + joined[-1][1] == start:
+                joined[-1][1] += size
+            else:
+                joined.append([start, size])
         pieces = []
-        for entry in block.entries:
-            first = entry.state["position"] + block.start
-            run = bisect.bisect_right(self._starts, first) - 1
-            size = entry.size if block.packed else block.size
-            pieces.append(self._runs[run][first - self._starts[run] :][:size])
-        return torch.cat(pieces) if block.packed else pieces[0]
+        for start, size in joined:
+            run = bisect.bisect_right(self._starts, start) - 1
+            pieces.append(self._runs[run].narrow(0, start - self._starts[run], size))
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -1183,7 +1204,7 @@ def _encode(param: Tensor, fmt: LNSFormat, offset: int, where: str) -> Tensor:
     words = formats.encode(values.numpy(), fmt, offset, underflow="min", name=where)
     magnitudes, negative = fmt.split(words)
     signed = np.where(negative, -magnitudes, magnitudes) * (values.numpy() != 0)
-    return torch.from_numpy(signed).to(_code_dtype(fmt)).view(param.shape)
+    return torch.from_numpy(np.asarray(signed)).to(_code_dtype(fmt)).view(param.shape)
 
 
 def _decode_words(words: npt.NDArray[Any], fmt: LNSFormat, offset: int | Tensor, dtype: torch.dtype) -> Tensor:
@@ -1194,12 +1215,12 @@ def _decode_words(words: npt.NDArray[Any], fmt: LNSFormat, offset: int | Tensor,
         wide = np.float32 if dtype == torch.float32 else np.float64
         return torch.from_numpy(np.asarray(formats.decode(words, fmt, offsets, wide, axis=axis)))
     # torch rounds float64 to float32 on the way to a half type; round once, here, instead
-    values = formats.decode(words, fmt, offsets, np.float64, axis=axis)
+    values = np.asarray(formats.decode(words, fmt, offsets, np.float64, axis=axis))
     if dtype == torch.float16:
         with np.errstate(over="ignore"):
-            return torch.from_numpy(np.asarray(values).astype(np.float16))
+            return torch.from_numpy(np.asarray(values.astype(np.float16)))
     significand, exponent = np.frexp(values)
-    return torch.from_numpy(np.ldexp(np.rint(significand * 256), exponent - 8)).to(dtype)
+    return torch.from_numpy(np.asarray(np.ldexp(np.rint(significand * 256), exponent - 8))).to(dtype)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -1214,7 +1235,7 @@ def _where(group: dict[str, Any], number: int, index: int) -> str:
 
 
 def _number(value: Any, name: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise BadTypeError(f"{where}: {name} must be a number, not {value!r}")
     return float(value)
 

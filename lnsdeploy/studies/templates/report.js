@@ -85,6 +85,7 @@
     displaylogo: false,
     responsive: false,
     plotlyServerURL: "",
+    typesetMath: false,
     showSendToCloud: false,
     modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
     toImageButtonOptions: { format: "svg", filename: "lnsdeploy" },
@@ -195,19 +196,14 @@
     return list.map((value) => 100 * value);
   }
   // One range for all models, so that their panels can be compared.
-  function fullRange(trained) {
-    const values = view.models.flatMap((model) => accuracies(model, trained));
-    const low = Math.min.apply(null, values);
-    const high = Math.max.apply(null, values);
-    const pad = Math.max(0.06 * (high - low), 0.3);
-    return [Math.max(low - pad, high > 2 ? -2 : low - pad), Math.min(high + pad, 100 + pad)];
-  }
   function axisRange(choice, trained) {
-    const range = fullRange(trained);
+    const values = view.models.flatMap((model) => accuracies(model, trained));
+    let low = Math.min.apply(null, values);
+    const high = Math.max.apply(null, values);
     const floats = view.models.filter((model) => model.float).map((model) => 100 * model.float.mean);
-    if (choice === "near" && floats.length) range[0] = Math.max(range[0], Math.min.apply(null, floats) - NEAR_POINTS);
-    if (choice === "near" && range[1] - range[0] < 1) range[0] = range[1] - 1;
-    return range;
+    if (choice === "near" && floats.length) low = Math.max(low, Math.min.apply(null, floats) - NEAR_POINTS);
+    const pad = Math.max(0.05 * (high - low), 0.25);
+    return [Math.max(low - pad, -2), Math.min(high + pad, 100 + 0.4 * pad)];
   }
 
   function yardstick(model, bandChoice, vertical) {
@@ -230,13 +226,11 @@
     const axis = byId("width-axis").value;
     const seeds = byId("width-seeds").checked;
     const range = axisRange(axis, false);
-    const zoomed = range[1] - range[0] < 16;
-    const count = Math.max(shown.size, 1);
     const order = Array.from(shown).sort((a, b) => a - b);
     view.models.forEach((model, number) => {
       const element = byId("width-" + number);
       const bands = [], dots = [], lines = [];
-      order.forEach((index, slot) => {
+      order.forEach((index) => {
         const configs = model.configs.filter((config) => config.series === index).sort((a, b) => a.bits - b.bits);
         if (!configs.length) return;
         const tone = colour(index);
@@ -252,11 +246,10 @@
             type: "scatter", mode: "lines", line: { width: 0 }, fill: "toself", fillcolor: faded(tone, 0.13), hoverinfo: "skip",
           });
         }
-        const shift = (0.56 * (slot + 0.5)) / count - 0.28;
-        const members = configs.flatMap((config) => config.points.map((id) => [config, points.get(id)]));
+        const members = configs.filter((config) => config.accuracy.n > 1).flatMap((config) => config.points.map((id) => [config, points.get(id)]));
         if (seeds) {
           dots.push({
-            x: members.map((member) => member[0].bits + shift),
+            x: members.map((member) => member[0].bits + member[0].shift),
             y: members.map((member) => 100 * member[1].accuracy),
             type: "scatter", mode: "markers", cliponaxis: true,
             marker: { symbol: SYMBOLS[index % 8], size: 5, color: tone, opacity: 0.55 },
@@ -266,7 +259,7 @@
           });
         }
         lines.push({
-          x: configs.map((config) => config.bits),
+          x: configs.map((config) => config.bits + (config.alone ? config.shift : 0)),
           y: configs.map((config) => 100 * config.accuracy.mean),
           type: "scatter", mode: "lines+markers", cliponaxis: true,
           line: { color: tone, width: 2.2, dash: DASHES[index % DASHES.length] },
@@ -285,18 +278,19 @@
       if (model.float) {
         const note = (y, text, bold) => ({ xref: "paper", x: 1, xanchor: "left", y: y, yanchor: "middle", xshift: 5, showarrow: false, text: text, font: { size: 11.5, color: bold ? ink().text : ink().soft } });
         annotations.push(note(100 * model.float.mean, "float32", true));
-        if (zoomed) {
-          view.margins.forEach((margin) => {
-            const y = 100 * model.float.mean - margin;
-            if (y < range[0]) return;
-            shapes.push({ type: "line", layer: "below", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: { color: ink().soft, width: 1, dash: "1px,3px" } });
-            annotations.push(note(y, MINUS + margin + " pp"));
-          });
-        }
+        let last = 0;
+        view.margins.forEach((margin) => {
+          const y = 100 * model.float.mean - margin;
+          // Only where its label has room below the one before.
+          if (y < range[0] || (margin - last) * 340 < 14 * (range[1] - range[0])) return;
+          last = margin;
+          shapes.push({ type: "line", layer: "below", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: { color: ink().soft, width: 1, dash: "1px,3px" } });
+          annotations.push(note(y, MINUS + margin + " pp"));
+        });
       }
       put(element, bands.concat(dots, lines), layoutOf({
-        height: 420, minwidth: 300,
-        margin: { l: 58, r: 62, t: 14, b: 60 },
+        height: 440, minwidth: 300,
+        margin: { l: 58, r: 62, t: 36, b: 60 },
         shapes: shapes, annotations: annotations,
         xaxis: {
           title: { text: "word width (bits)", standoff: 10 }, range: [widths[0] - 0.45, widths[widths.length - 1] + 0.45],
@@ -337,6 +331,10 @@
   function rowLabel(config) {
     return plain(config.label.length > 44 ? config.label.slice(0, 43) + "…" : config.label);
   }
+  // Width that these labels take (px), as far as can be told before they are drawn.
+  function labelWidth(configs) {
+    return 20 + 8 * Math.max.apply(null, configs.map((config) => Math.min(config.label.length, 44)));
+  }
   function drawDatapaths() {
     const only = byId("datapaths-bits").value;
     const range = axisRange(byId("datapaths-axis").value, true);
@@ -371,17 +369,22 @@
         xref: "paper", x: 1, xanchor: "right", xshift: 52, y: y[i], yanchor: "middle", showarrow: false, font: { size: 12, color: ink().text },
         text: config.trained ? signed(100 * (config.accuracy.mean - config.trained.mean)) : "–",
       }));
+      rows.forEach((config, i) => {
+        // What lies left of the axis is named at its edge.
+        if (100 * config.accuracy.mean >= range[0]) return;
+        annotations.push({ xref: "paper", x: 0, xanchor: "left", xshift: 3, y: y[i], yanchor: "middle", showarrow: false, font: { size: 12, color: ink().text }, text: "◂ " + percent(config.accuracy.mean) });
+      });
       annotations.push({ xref: "paper", x: 1, xanchor: "right", xshift: 52, yref: "paper", y: 1, yanchor: "bottom", yshift: 4, showarrow: false, text: "change", font: { size: 11.5, color: ink().soft } });
       if (model.float) annotations.push({ x: 100 * model.float.mean, xanchor: "center", yref: "paper", y: 1, yanchor: "bottom", yshift: 4, showarrow: false, text: "float32", font: { size: 11.5, color: ink().text } });
       put(element, [
         trace(rows.map((config) => config.trained), -gap, colour(1), false, "trained"),
         trace(rows.map((config) => config.accuracy), gap, colour(0), true, "emulated"),
       ], layoutOf({
-        height: Math.round(24 * at + 90), minwidth: 460,
-        margin: { l: 60, r: 62, t: 26, b: 50 },
+        height: Math.round(24 * at + 120), minwidth: labelWidth(model.configs) + 330,
+        margin: { l: 60, r: 62, t: 58, b: 50 },
         shapes: shapes, annotations: annotations,
         xaxis: { title: { text: "test accuracy (%)", standoff: 8 }, range: range, ticksuffix: " %", showline: true },
-        yaxis: { range: [at - 0.4, -0.6], tickvals: y, ticktext: rows.map(rowLabel), showgrid: false, ticks: "" },
+        yaxis: { range: [at - 0.4, -0.6], tickvals: y, ticktext: rows.map(rowLabel), showgrid: false, showline: false, ticks: "", ticklabelstandoff: 6 },
       }));
       noteBelow(byId("datapaths-" + number + "-note"), { configs: rows }, range[0], true, null);
     });
@@ -396,11 +399,25 @@
   const SHARE_TICKS = [-3, -2, -1, 0, 1, 2];
   const SHARE_NAMES = ["≤ 0.001 %", "0.01 %", "0.1 %", "1 %", "10 %", "100 %"];
 
+  // Black or white, whichever contrasts more with the colour at a place (0 to 1) of a scale.
+  function onColour(scale, place) {
+    const at = Math.min(Math.max(place, 0), 1);
+    let upper = scale.findIndex((stop) => stop[0] >= at);
+    if (upper < 1) upper = 1;
+    const from = scale[upper - 1], to = scale[upper];
+    const part = (at - from[0]) / (to[0] - from[0]);
+    const light = [1, 3, 5].map((start) => {
+      const mixed = parseInt(from[1].slice(start, start + 2), 16) * (1 - part) + parseInt(to[1].slice(start, start + 2), 16) * part;
+      const c = mixed / 255;
+      return c <= 0.03928 ? c / 12.92 : Math.pow((c + 0.055) / 1.055, 2.4);
+    });
+    return 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2] > 0.179 ? "#000000" : "#ffffff";
+  }
+
   function drawHeat(kind) {
     const field = kind === "layers" ? "sqnr_db" : kind;
-    const cells = view.models.flatMap((model) => model.cells.flat()).filter((cell) => cell && cell.sqnr_db !== null);
-    const low = cells.length ? Math.floor(Math.min.apply(null, cells.map((cell) => cell.sqnr_db))) : 0;
-    const high = cells.length ? Math.ceil(Math.max.apply(null, cells.map((cell) => cell.sqnr_db))) : 1;
+    const low = view.sqnr_limits[0];
+    const high = view.sqnr_limits[1];
     view.models.forEach((model, number) => {
       const element = byId(kind + "-" + number);
       if (!element) return;
@@ -413,7 +430,6 @@
         return field === "sqnr_db" ? cell.sqnr_db : Math.log10(Math.max(100 * cell[field], 1e-3));
       };
       const z = model.cells.map((row) => row.map(value));
-      const texts = model.cells.map((row) => row.map((cell) => (value(cell) === null ? "" : field === "sqnr_db" ? cell.sqnr_db.toFixed(1) : smallShare(cell[field]))));
       const hover = model.cells.map((row, i) => row.map((cell, j) => {
         const layer = model.layers[j];
         const head = "<b>" + plain(layer.name) + "</b> (" + plain(layer.op) + ")<br>" + plain(model.configs[i].label);
@@ -424,14 +440,23 @@
           (cell.saturated === null ? "" : "<br>saturated " + smallShare(cell.saturated) + " %, flushed " + smallShare(cell.flushed) + " %") +
           "<br>" + cell.words.toLocaleString("en") + " words";
       }));
-      const blanks = { x: [], y: [], text: [] };
-      model.cells.forEach((row, i) => row.forEach((cell, j) => {
-        if (value(cell) !== null) return;
-        blanks.x.push(j);
-        blanks.y.push(i);
-        blanks.text.push(cell && field === "sqnr_db" && cell.exact ? "exact" : "–");
-      }));
       const shares = field !== "sqnr_db";
+      const scale = shares ? SHARES[dark() ? "dark" : "light"] : CIVIDIS;
+      const ends = shares ? [-3, 2] : [low, high];
+      const labels = { x: [], y: [], text: [], colours: [] };
+      model.cells.forEach((row, i) => row.forEach((cell, j) => {
+        const at = z[i][j];
+        labels.x.push(j);
+        labels.y.push(i);
+        if (at === null) {
+          labels.text.push(cell && !shares && cell.exact ? "exact" : "–");
+          labels.colours.push(ink().soft);
+        } else {
+          labels.text.push(shares ? smallShare(cell[field]) : cell.sqnr_db.toFixed(1).replace("-", MINUS));
+          labels.colours.push(onColour(scale, (at - ends[0]) / (ends[1] - ends[0])));
+        }
+      }));
+      const columnWidth = Math.max.apply(null, [48].concat(model.layers.map((layer) => 14 + Math.max(8 * Math.min(layer.name.length, 18), 7 * Math.min(layer.op.length, 20)))));
       const separators = [];
       model.configs.forEach((config, i) => {
         if (i && config.bits !== model.configs[i - 1].bits) {
@@ -440,8 +465,8 @@
       });
       put(element, [
         {
-          type: "heatmap", z: z, text: texts, texttemplate: "%{text}", textfont: { size: 12 }, xgap: 2, ygap: 2,
-          colorscale: shares ? SHARES[dark() ? "dark" : "light"] : CIVIDIS, zmin: shares ? -3 : low, zmax: shares ? 2 : high,
+          type: "heatmap", z: z, xgap: 2, ygap: 2,
+          colorscale: scale, zmin: ends[0], zmax: ends[1],
           hoverinfo: "text", hovertext: hover, hoverongaps: true,
           colorbar: Object.assign(
             { thickness: 12, outlinewidth: 0, len: Math.min(1, 190 / (26 * model.configs.length)), lenmode: "fraction", y: 1, yanchor: "top", tickfont: { size: 11.5 }, xpad: 12 },
@@ -449,18 +474,18 @@
             shares ? { tickvals: SHARE_TICKS, ticktext: SHARE_NAMES } : { ticksuffix: " dB", nticks: 6 },
           ),
         },
-        { type: "scatter", mode: "text", x: blanks.x, y: blanks.y, text: blanks.text, textfont: { size: 11.5, color: ink().soft }, hoverinfo: "skip" },
+        { type: "scatter", mode: "text", x: labels.x, y: labels.y, text: labels.text, textfont: { size: 12, color: labels.colours }, hoverinfo: "skip" },
       ], layoutOf({
-        height: 26 * model.configs.length + 84, minwidth: 300 + 62 * model.layers.length,
-        margin: { l: 60, r: 20, t: 58, b: 12 },
+        height: 26 * model.configs.length + 90, minwidth: labelWidth(model.configs) + 110 + columnWidth * model.layers.length,
+        margin: { l: 60, r: 20, t: 76, b: 12 },
         plot_bgcolor: ink().blank,
         shapes: separators,
         xaxis: {
           side: "top", range: [-0.5, model.layers.length - 0.5], tickvals: model.layers.map((layer, j) => j),
-          ticktext: model.layers.map((layer) => plain(layer.name.length > 18 ? "…" + layer.name.slice(-17) : layer.name) + (layer.op ? "<br><span style='font-size:11px'>" + plain(layer.op) + "</span>" : "")),
-          showgrid: false, ticks: "", tickangle: model.layers.length > 9 ? -35 : 0,
+          ticktext: model.layers.map((layer) => plain(layer.name.length > 18 ? "…" + layer.name.slice(-17) : layer.name) + (layer.op ? "<br><span style='font-size:11px'>" + plain(layer.op.length > 20 ? layer.op.slice(0, 19) + "…" : layer.op) + "</span>" : "")),
+          showgrid: false, showline: false, ticks: "", tickangle: model.layers.length > 9 ? -35 : 0,
         },
-        yaxis: { range: [model.configs.length - 0.5, -0.5], tickvals: model.configs.map((config, i) => i), ticktext: model.configs.map(rowLabel), showgrid: false, ticks: "" },
+        yaxis: { range: [model.configs.length - 0.5, -0.5], tickvals: model.configs.map((config, i) => i), ticktext: model.configs.map(rowLabel), showgrid: false, showline: false, ticks: "", ticklabelstandoff: 6 },
       }));
     });
   }
@@ -477,7 +502,7 @@
 
   // A range that hides the differences of interest starts near float32, and says how much it leaves out.
   function startNear(trained) {
-    const range = fullRange(trained);
+    const range = axisRange("all", trained);
     return view.models.some((model) => model.float) && range[1] - range[0] > 16 ? "near" : "all";
   }
   byId("width-axis").value = startNear(false);
@@ -545,6 +570,9 @@
     button.className = "sort";
     button.textContent = head.textContent;
     head.replaceChildren(button);
+    // Browsers repeat a table's head on every printed page, but not the buttons in it.
+    window.addEventListener("beforeprint", () => (head.textContent = button.textContent));
+    window.addEventListener("afterprint", () => head.replaceChildren(button));
     button.addEventListener("click", function () {
       const column = head.cellIndex;
       const descending = head.getAttribute("aria-sort") === "ascending";

@@ -1,0 +1,472 @@
+"""Fake quantization: float tensors that hold exactly the values of LNS words (docs/training.md).
+
+The forward pass is decode(encode(x)) of :mod:`lnsdeploy.formats` to the bit; the backward pass is the
+straight-through estimator (Bengio et al. 2013), the derivative of the identity. Formats of up to 16 bits are
+looked up with integer operations on the float's own bits, in torch, so on any device; the rest go through
+NumPy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from lnsdeploy import tables
+from lnsdeploy.errors import BadTypeError, BadValueError, UnknownNameError
+from lnsdeploy.formats import UNDERFLOWS, LNSFormat, Method, Underflow, calibrate, decode, encode, offset_for
+
+Saturated = Literal["pass", "zero"]
+
+SATURATED = ("pass", "zero")
+PERCENTILE = 99.9
+
+_MANTISSA = 23
+_BIAS = 127
+_INFINITY = 0x7F800000
+_MAGNITUDE = 0x7FFFFFFF
+_BY_BITS = (torch.float32, torch.float16, torch.bfloat16)
+# Above, a table would no longer be small beside the tensors that go through it.
+_TABLE_BITS = 16
+_TABLE_GAMMA = 1 << 12
+# Octaves of a table are rounded out to multiples of this, so that drifting offsets find it in the cache.
+_OCTAVES = 16
+
+
+# ---------------------------------------------------------------------------------------------------
+# Rounding floats to the grid 2^(k/γ), by their bits
+
+
+class _Grid:
+    """Rounds magnitudes of float32 to the nearest (in the log domain) 2^(k/γ), over some octaves.
+
+    A bucket of leading bits holds at most one threshold (spec 2.1): below it one value, from it on another.
+    """
+
+    def __init__(self, gamma: int, low: int, high: int, device: torch.device):
+        index_bits = min(gamma.bit_length() + 1, _MANTISSA)
+        self.drop = _MANTISSA - index_bits
+        while True:
+            starts = np.arange(1 << (_MANTISSA - self.drop), dtype=np.int64) << self.drop
+            thresholds = _thresholds(gamma)
+            first = np.searchsorted(thresholds, starts, side="right")
+            inside = np.append(first[1:], gamma) - first
+            if self.drop == 0 or int(inside.max()) <= 1:
+                break
+            self.drop -= 1
+        exponents = np.arange(low, high + 1, dtype=np.int64)
+        padded = np.append(thresholds, np.int64(1) << _MANTISSA)
+        # no bits reach a threshold beyond the octave's end, so such a bucket has a single value
+        bound = ((exponents + _BIAS) << _MANTISSA)[:, None] + padded[first][None, :]
+        below = (exponents[:, None] * gamma + first[None, :]).reshape(-1)
+        values = np.stack([_powers(gamma, below), _powers(gamma, below + 1)], axis=1).reshape(-1)
+        self.bounds = torch.from_numpy(bound.reshape(-1).astype(np.int32)).to(device)
+        self.values = torch.from_numpy(values.view(np.int32)).to(device)
+        self.drop_bits = _scalar(self.drop, device)
+        self.first = _scalar((low + _BIAS) << (_MANTISSA - self.drop), device)
+
+    def __call__(self, bits: Tensor) -> Tensor:
+        """Bits of the values of magnitudes given as bits, int32 [n], within the grid's octaves."""
+        constants = _constants(bits.device)
+        key = (bits >> self.drop_bits).sub_(self.first)
+        # −1 below the bound, else 0: booleans are slow in torch, the sign of a difference of bits is not
+        below = torch.sub(bits, self.bounds.index_select(0, key)).bitwise_right_shift_(constants.sign_shift)
+        return self.values.index_select(0, below.add_(key, alpha=2).add_(constants.one))
+
+
+@dataclass(frozen=True)
+class _Constants:
+    """Scalars as tensors, because torch converts a Python number anew at every operation."""
+
+    magnitude: Tensor
+    sign_shift: Tensor
+    one: Tensor
+
+
+def _scalar(value: int, device: torch.device) -> Tensor:
+    return torch.tensor(value, dtype=torch.int32, device=device)
+
+
+@lru_cache(maxsize=16)
+def _constants(device: torch.device) -> _Constants:
+    return _Constants(*(_scalar(value, device) for value in (_MAGNITUDE, 31, 1)))
+
+
+@lru_cache(maxsize=32)
+def _thresholds(gamma: int) -> npt.NDArray[np.int64]:
+    """Mantissas from which on a significand rounds to the next code of its octave."""
+    return tables.octave_thresholds(gamma, _MANTISSA, "nearest").astype(np.int64) - (1 << _MANTISSA)
+
+
+def _powers(gamma: int, exponents: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """2^(exponents/γ), the nearest float32; for normal results."""
+    octave, remainder = np.divmod(exponents, gamma)
+    significands = tables.octave_significands(gamma, _MANTISSA).astype(np.float64)[remainder]
+    with np.errstate(over="ignore"):
+        values: npt.NDArray[np.float32] = np.ldexp(significands, octave - _MANTISSA).astype(np.float32)
+    return values
+
+
+@lru_cache(maxsize=64)
+def _grid(gamma: int, low: int, high: int, device: torch.device) -> _Grid:
+    return _Grid(gamma, low, high, device)
+
+
+def _bound_bits(codes: npt.NDArray[np.int64], gamma: int) -> npt.NDArray[np.int32]:
+    """Bits of the smallest float32 not below 2^((codes + ½)/γ): where `codes` passes to `codes` + 1."""
+    octave, remainder = np.divmod(codes, gamma)
+    return (((octave + _BIAS) << _MANTISSA) + _thresholds(gamma)[remainder]).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Bits between which magnitudes have codes 1 … C, for a tensor (scalars) or for channels (broadcastable).
+
+    Args:
+        low, high: of the least and the largest such magnitude.
+        below: of the largest magnitude below, low − 1.
+        least, most: the extremes of `low` and `high`.
+    """
+
+    low: Tensor
+    high: Tensor
+    below: Tensor
+    least: int
+    most: int
+
+
+def _in_range(fmt: LNSFormat, low: int, high: int) -> bool:
+    """Whether the tables serve offsets from `low` to `high`: all values are normal float32."""
+    if fmt.bits > _TABLE_BITS or fmt.gamma > _TABLE_GAMMA:
+        return False
+    return low // fmt.gamma >= 1 - _BIAS and (high + fmt.max_code) // fmt.gamma + 1 <= _BIAS
+
+
+@lru_cache(maxsize=1024)
+def _limits(fmt: LNSFormat, offset: int, device: torch.device) -> _Limits | None:
+    if not _in_range(fmt, offset, offset):
+        return None
+    low, end = (int(v) for v in _bound_bits(np.array([offset, offset + fmt.max_code], dtype=np.int64), fmt.gamma))
+    return _Limits(_scalar(low, device), _scalar(end - 1, device), _scalar(low - 1, device), low, end - 1)
+
+
+def _channel_limits(fmt: LNSFormat, offsets: Tensor, axis: int | None, x: Tensor) -> _Limits | None:
+    channels = offsets.detach().cpu().numpy().astype(np.int64)
+    if not channels.size or not _in_range(fmt, int(channels.min()), int(channels.max())):
+        return None
+    spread = [1] * x.ndim
+    spread[0 if axis is None else axis] = -1
+    lows = _bound_bits(channels, fmt.gamma)
+    highs = _bound_bits(channels + fmt.max_code, fmt.gamma) - 1
+    low, high, below = (torch.from_numpy(bound).to(x.device).view(spread) for bound in (lows, highs, lows - 1))
+    return _Limits(low, high, below, int(lows.min()), int(highs.max()))
+
+
+def _grid_for(gamma: int, low: int, high: int, device: torch.device) -> _Grid:
+    """The grid that covers all magnitudes with bits from `low` to `high`."""
+    first = ((low >> _MANTISSA) - _BIAS) // _OCTAVES * _OCTAVES
+    last = -(-((high >> _MANTISSA) - _BIAS + 1) // _OCTAVES) * _OCTAVES
+    return _grid(gamma, max(first, 1 - _BIAS), min(last, _BIAS), device)
+
+
+def _quantize(
+    x: Tensor, fmt: LNSFormat, offset: int | Tensor, axis: int | None, underflow: Underflow, mask: bool, name: str
+) -> tuple[Tensor, Tensor | None]:
+    """decode(encode(x)), and where x was above the largest code's bound (None: not asked for, or nowhere)."""
+    limits = None
+    if x.dtype in _BY_BITS and x.numel():
+        if isinstance(offset, int):
+            limits = _limits(fmt, offset, x.device)
+        else:
+            limits = _channel_limits(fmt, offset, axis, x)
+    if limits is None:
+        return _quantize_numpy(x, fmt, offset, axis, underflow, mask, name)
+    constants = _constants(x.device)
+    raw = x.detach().to(torch.float32).contiguous().view(torch.int32)
+    bits = raw & constants.magnitude
+    top = int(bits.max())
+    if top > _INFINITY:
+        raise BadValueError(f"{name} contains NaN, which has no LNS word")
+    grid = _grid_for(fmt.gamma, limits.least, limits.most, x.device)
+    clamped = torch.clamp(bits, limits.low, limits.high)
+    values = grid(clamped.view(-1)).view(bits.shape)
+    # the sign bit alone, or in unsigned formats a mask of what is negative
+    negative = raw ^ bits if fmt.signed else raw >> constants.sign_shift
+    if underflow == "zero":
+        values = values.bitwise_or_(negative) if fmt.signed else values.bitwise_and_(~negative)
+        values &= torch.sub(limits.below, bits).bitwise_right_shift_(constants.sign_shift)
+    else:
+        # −0 is no negative number: it becomes +code 1
+        negative &= torch.neg(bits) >> constants.sign_shift
+        if fmt.signed:
+            values |= negative
+        else:
+            smallest = grid(limits.low.expand(bits.shape).reshape(-1)).view(bits.shape)
+            values = (values & ~negative) | (smallest & negative)
+    above = bits > limits.high if mask and top > limits.least else None
+    return values.view(torch.float32).to(x.dtype), above
+
+
+def _quantize_numpy(
+    x: Tensor, fmt: LNSFormat, offset: int | Tensor, axis: int | None, underflow: Underflow, mask: bool, name: str
+) -> tuple[Tensor, Tensor | None]:
+    words = encode(x, fmt, offset, underflow=underflow, negative="clip", name=name, axis=axis)
+    values: Tensor = decode(words, fmt, offset, torch.float64 if x.dtype == torch.float64 else torch.float32, axis=axis)
+    above = None
+    if mask:
+        # code 1 of a format whose offset is o + C begins where code C ends
+        beyond = encode(x, LNSFormat(2, fmt.gamma), offset + fmt.max_code, name=name, axis=axis)
+        above = (beyond & 1).bool()
+    return values.to(x.dtype), above
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        fmt: LNSFormat,
+        offset: int | Tensor,
+        axis: int | None,
+        underflow: Underflow,
+        saturated: Saturated,
+        name: str,
+    ) -> Tensor:
+        values, above = _quantize(x, fmt, offset, axis, underflow, saturated == "zero", name)
+        ctx.masked = above is not None
+        if above is not None:
+            ctx.save_for_backward(above)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        grad = grads[0]
+        if ctx.masked:
+            grad = grad.masked_fill(ctx.saved_tensors[0], 0.0)
+        return grad, None, None, None, None, None, None
+
+
+def fake_quantize(
+    x: Tensor,
+    fmt: LNSFormat,
+    offset: int | Tensor | npt.NDArray[np.int64],
+    *,
+    axis: int | None = None,
+    underflow: Underflow = "zero",
+    saturated: Saturated = "pass",
+    name: str = "tensor",
+) -> Tensor:
+    """Round a tensor to the values of LNS words; gradients pass straight through.
+
+    Args:
+        x: float16, bfloat16, float32 or float64, any shape.
+        fmt: the words' format. An unsigned one takes negative numbers as zero.
+        offset: o, an integer, or integers [channels] with `axis`.
+        axis: the channel axis of several offsets.
+        underflow: what becomes of magnitudes below code 1: ``"zero"``, or ``"min"`` for code 1.
+        saturated: the gradient where |x| is above the largest code's upper bound: ``"pass"``, as everywhere,
+            or ``"zero"``.
+        name: names the tensor in error messages.
+    Returns: the values, exactly ``decode(encode(x))``, of the shape and dtype of `x`.
+
+    Raises:
+        BadValueError: NaN in `x`, or offsets that do not fit it.
+        BadTypeError: `x` is not floating point, or offsets are not integers.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise BadTypeError(f"{name}: a floating-point tensor is needed, not {getattr(x, 'dtype', type(x).__name__)}")
+    if underflow not in UNDERFLOWS:
+        raise UnknownNameError("underflow rule", underflow, UNDERFLOWS)
+    if saturated not in SATURATED:
+        raise UnknownNameError("gradient rule", saturated, SATURATED)
+    made = _checked_offset(offset, axis, x, name)
+    result: Tensor = _StraightThrough.apply(x, fmt, made, axis, underflow, saturated, name)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _checked_offset(offset: Any, axis: int | None, x: Tensor, name: str) -> int | Tensor:
+    if isinstance(offset, (int, np.integer)) and not isinstance(offset, bool):
+        return int(offset)
+    if isinstance(offset, np.ndarray):
+        offset = torch.from_numpy(offset)
+    if not isinstance(offset, Tensor) or offset.is_floating_point() or offset.dtype == torch.bool:
+        raise BadTypeError(f"{name}: offsets are integers, not {getattr(offset, 'dtype', type(offset).__name__)}")
+    if offset.ndim == 0:
+        return int(offset)
+    if axis is None:
+        raise BadValueError(f"{name}: several offsets were given, so name the channel axis they belong to (axis=…)")
+    if offset.ndim != 1 or not -x.ndim <= axis < x.ndim or offset.shape[0] != x.shape[axis]:
+        raise BadValueError(
+            f"{name}: offsets of shape {tuple(offset.shape)} do not fit axis {axis} of a tensor of shape "
+            f"{tuple(x.shape)}"
+        )
+    return offset
+
+
+# ---------------------------------------------------------------------------------------------------
+# Offsets
+
+
+def offsets_for(maxima: npt.NDArray[Any], fmt: LNSFormat) -> npt.NDArray[np.int64]:
+    """:func:`lnsdeploy.formats.offset_for` of many maxima at once.
+
+    Args:
+        maxima: float32 or float64 [n], finite and not negative.
+    Returns: int64 [n].
+    """
+    wide = np.asarray(maxima, dtype=np.float64)
+    if wide.size and not (np.isfinite(wide).all() and wide.min() >= 0):
+        raise BadValueError("maxima must be finite and not negative")
+    positive = wide > 0
+    exponents = fmt.gamma * np.log2(wide, where=positive, out=np.zeros_like(wide))
+    offsets: npt.NDArray[np.int64] = np.ceil(exponents).astype(np.int64) - fmt.max_code
+    # float64 decides unless an integer is as near as its error; then integers do
+    for index in np.flatnonzero(np.abs(exponents - np.rint(exponents)) < 1e-9 * (1 + np.abs(exponents))):
+        offsets[index] = offset_for(float(wide[index]), fmt)
+    offsets[~positive] = 0
+    return offsets
+
+
+def calibrate_weight(
+    weight: Tensor, fmt: LNSFormat, *, method: Method, per_channel: bool, name: str = "weight"
+) -> int | npt.NDArray[np.int64]:
+    """Offsets of a weight, equal to :func:`lnsdeploy.formats.calibrate` but fast for many channels.
+
+    Args:
+        weight: [channels, …].
+        method: ``"absmax"``, ``"percentile"`` or ``"lsq"``.
+        per_channel: one offset for each index of axis 0, instead of one for the tensor.
+    Returns: int, or int64 [channels].
+
+    Raises:
+        BadValueError: NaN or infinity in `weight`.
+    """
+    array = weight.detach().cpu().numpy()
+    if method == "lsq" or array.dtype not in (np.float32, np.float64) or not array.size:
+        found = calibrate(weight, fmt, method=method, axis=0 if per_channel else None, percentile=PERCENTILE, name=name)
+        return found if per_channel else int(found)
+    rows = np.abs(array).reshape(len(array) if per_channel else 1, -1)
+    if method == "percentile":
+        rank = max(math.ceil(rows.shape[1] * PERCENTILE / 100), 1) - 1
+        maxima = np.partition(rows, rank, axis=1)[:, rank]
+        finite = np.isfinite(rows).all()
+    else:
+        maxima = rows.max(axis=1)
+        finite = np.isfinite(maxima).all()
+    if not finite:
+        raise BadValueError(f"{name} contains NaN or infinity; it cannot be calibrated")
+    offsets = offsets_for(maxima, fmt)
+    return offsets if per_channel else int(offsets[0])
+
+
+class ActivationQuantizer(nn.Module):
+    """Fake quantization of a layer's input, with a running calibration of its offset.
+
+    In training mode every batch moves a running maximum μ, from which the offset follows as in calibration
+    (spec 2.6); in eval mode both are frozen. The batch's own maximum m is
+
+    - ``"absmax"``: the largest magnitude; μ rises to it at once and decays towards it;
+    - ``"percentile"``: the magnitude that 99.9 % of the elements do not exceed;
+    - ``"lsq"``: the one whose offset has the least squared error.
+
+    For the last two μ is the exponential moving average. The buffers `offset` (int64) and `maximum`
+    (float32, −1 before the first batch) are part of the state dict.
+
+    Args:
+        fmt: the format of activations.
+        method: ``"absmax"``, ``"percentile"`` or ``"lsq"``.
+        decay: of the running maximum, per batch, 0 to 1.
+        saturated: see :func:`fake_quantize`.
+        name: names the tensor in error messages.
+    """
+
+    offset: Tensor
+    maximum: Tensor
+
+    def __init__(
+        self,
+        fmt: LNSFormat,
+        method: Method = "absmax",
+        *,
+        decay: float = 0.99,
+        saturated: Saturated = "pass",
+        name: str = "activation",
+    ):
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise BadValueError(f"decay must be at least 0 and below 1, not {decay}")
+        self.format, self.method, self.decay, self.saturated, self.name = fmt, method, decay, saturated, name
+        self.register_buffer("offset", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("maximum", torch.full((), -1.0))
+        self._cached: tuple[tuple[int, int], int] | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether any batch has been seen, or an offset loaded."""
+        return float(self.maximum) >= 0
+
+    def observe(self, x: Tensor) -> None:
+        """Move the running maximum by one batch.
+
+        Raises:
+            BadValueError: NaN or infinity in `x`.
+        """
+        if not x.numel():
+            return
+        found = self._batch_maximum(x.detach())
+        if not math.isfinite(found):
+            raise BadValueError(
+                f"{self.name} contains NaN or infinity: training has diverged (lower the learning rate), "
+                "or the data is damaged"
+            )
+        before = float(self.maximum)
+        if before < 0:
+            after = found
+        else:
+            after = self.decay * before + (1 - self.decay) * found
+            if self.method == "absmax":
+                after = max(after, found)
+        self.maximum.fill_(after)
+        self.offset.fill_(int(offsets_for(self.maximum.cpu().numpy().reshape(1), self.format)[0]))
+
+    def _batch_maximum(self, x: Tensor) -> float:
+        if self.method == "absmax":
+            # spreads NaN, and reads the tensor once
+            low, high = torch.aminmax(x)
+            return max(-float(low), float(high))
+        magnitudes = x.abs().reshape(-1)
+        if not bool(torch.isfinite(magnitudes).all()):
+            return math.nan
+        if self.method == "percentile":
+            rank = max(math.ceil(magnitudes.numel() * PERCENTILE / 100), 1)
+            # the rank-th smallest from the top: far fewer candidates to sort
+            return float(torch.topk(magnitudes, magnitudes.numel() - rank + 1).values[-1])
+        if not bool(magnitudes.any()):
+            return 0.0
+        code = int(calibrate(x, self.format, method="lsq", name=self.name)) + self.format.max_code
+        # half a code lower, so that the offset for this maximum is the one found, not the next
+        return math.pow(2.0, (code - 0.5) / self.format.gamma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x̂, of the shape and dtype of `x`.
+
+        Raises:
+            BadValueError: NaN in `x`; or in eval mode, if no batch has ever been seen.
+        """
+        if self.training:
+            self.observe(x)
+        elif not self.calibrated:
+            raise BadValueError(
+                f"{self.name} has never been calibrated: run real inputs through the model in train mode, or through "
+                "lnsdeploy.training.calibrate_activations, before using it in eval mode"
+            )
+        return fake_quantize(x, self.format, int(self.offset), saturated=self.saturated, name=self.name)
+
+    def extra_repr(self) -> str:
+        return f"{self.format}, {self.method}, offset={int(self.offset)}"
