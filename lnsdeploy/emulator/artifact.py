@@ -270,6 +270,7 @@ def _interpret(model: Any, data: bytes, where: str) -> Artifact:
     )
     coverage = float(metadata.get(f"{METADATA}.coverage", "1"))
     float_ops = tuple(str(op) for op in description["float_ops"])
+    graph.check()
     differences = _check_against_plans(model, graph, macs, coverage, float_ops)
     return Artifact(graph, data, where, macs, coverage, float_ops, differences)
 

@@ -63,6 +63,12 @@ class Node:
         """What a file must keep beside the words: plain data."""
         return {}
 
+    def expects(self, have: list[TensorInfo]) -> tuple[list[TensorInfo], TensorInfo]:
+        """Formats and offsets of inputs and output by the node's plan, for inputs that have those of `have`."""
+        if not have or any(info != have[0] for info in have):
+            raise BadFileError(f"node {self.name!r}: its inputs must share one format and offset")
+        return have, have[0]
+
 
 @dataclass(frozen=True, eq=False)
 class Gemm(Node):
@@ -80,6 +86,9 @@ class Gemm(Node):
 
     def macs(self, shapes: list[tuple[int, ...]], output: tuple[int, ...]) -> int:
         return int(np.prod(output)) * int(self.words.shape[1])
+
+    def expects(self, have: list[TensorInfo]) -> tuple[list[TensorInfo], TensorInfo]:
+        return _dot_expects(self.plan)
 
     def to_dict(self) -> dict[str, Any]:
         return dot_plan_to_dict(self.plan) | {"bias": self.bias is not None}
@@ -102,8 +111,15 @@ class Conv(Node):
     def macs(self, shapes: list[tuple[int, ...]], output: tuple[int, ...]) -> int:
         return int(np.prod(output)) * int(np.prod(self.words.shape[1:]))
 
+    def expects(self, have: list[TensorInfo]) -> tuple[list[TensorInfo], TensorInfo]:
+        return _dot_expects(self.plan)
+
     def to_dict(self) -> dict[str, Any]:
         return dot_plan_to_dict(self.plan) | {"bias": self.bias is not None}
+
+
+def _dot_expects(plan: DotPlan) -> tuple[list[TensorInfo], TensorInfo]:
+    return [TensorInfo(plan.activation, plan.input_offset)], TensorInfo(plan.output, plan.output_offset)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +178,10 @@ class AveragePool(Node):
     def run(self, tensors: list[Words], counts: Counts) -> Words:
         return reference.average_pool(tensors[0], self.plan, self.window, self.count_include_pad, counts)
 
+    def expects(self, have: list[TensorInfo]) -> tuple[list[TensorInfo], TensorInfo]:
+        p = self.plan
+        return [TensorInfo(p.input, p.input_offset)], TensorInfo(p.output, p.output_offset)
+
     def to_dict(self) -> dict[str, Any]:
         p = self.plan
         return {
@@ -188,6 +208,11 @@ class Add(Node):
     def run(self, tensors: list[Words], counts: Counts) -> Words:
         return reference.add(tensors[0], tensors[1], self.plan, counts)
 
+    def expects(self, have: list[TensorInfo]) -> tuple[list[TensorInfo], TensorInfo]:
+        p = self.plan
+        operands = [TensorInfo(p.a, p.a_offset), TensorInfo(p.b, p.b_offset)]
+        return operands, TensorInfo(p.output, p.output_offset)
+
     def to_dict(self) -> dict[str, Any]:
         p = self.plan
         return {
@@ -212,6 +237,10 @@ class Rescale(Node):
 
     def run(self, tensors: list[Words], counts: Counts) -> Words:
         return reference.rescale(tensors[0], self.plan, counts)
+
+    def expects(self, have: list[TensorInfo]) -> tuple[list[TensorInfo], TensorInfo]:
+        p = self.plan
+        return [TensorInfo(p.input, p.input_offset)], TensorInfo(p.output, p.output_offset)
 
     def to_dict(self) -> dict[str, Any]:
         p = self.plan
@@ -303,6 +332,29 @@ class LNSGraph:
         if not uses:
             return next(iter(self.datapaths.values()))
         return self.datapaths[max(uses, key=lambda key: uses[key])]
+
+    def check(self) -> None:
+        """Refuse a net whose nodes cannot run in order, or whose plans and tensors contradict each other.
+
+        Raises:
+            BadFileError: the message names the node.
+        """
+        known = {self.encoded}
+        if self.encoded not in self.tensors:
+            raise BadFileError(f"tensor {self.encoded!r} has no recorded format")
+        for node in self.nodes:
+            for name in node.inputs:
+                if name not in known:
+                    raise BadFileError(f"node {node.name!r} reads {name!r} before anything makes it")
+            if node.output in known:
+                raise BadFileError(f"node {node.name!r} makes {node.output!r} a second time")
+            known.add(node.output)
+            have = [self.tensors[name] for name in node.inputs]
+            inputs, output = node.expects(have)
+            if inputs != have or output != self.tensors[node.output]:
+                raise BadFileError(f"node {node.name!r}: its plan contradicts the formats or offsets of its tensors")
+        if self.words_output not in known:
+            raise BadFileError(f"nothing makes the output {self.words_output!r}")
 
     def read_by_relu(self, name: str) -> Node | None:
         """The ReLU that alone reads a tensor, if one does: what it removes never mattered."""

@@ -394,9 +394,14 @@ def _reduce_log(
             odd = inner.op("Gather", pairs, inner.i64(1), axis=1)
             outputs = [inner.op("Identity", condition), inner.op("Identity", adder(inner, even, odd))]
             body = inner.graph([count, condition, values], outputs)
+            # ONNX Runtime asks for the shapes of a Loop's counter and condition
+            body.input[0].CopyFrom(helper.make_tensor_value_info(count, TensorProto.INT64, []))
+            body.input[1].CopyFrom(helper.make_tensor_value_info(condition, TensorProto.BOOL, []))
             true = t.constant(True, TensorProto.BOOL)
             summed = t.op("Loop", levels, true, padded, body=body)
-            return [adder(t, names[0], t.op("Squeeze", summed, t.i64([0])))]
+            # a Loop hides the shape, and a Scan wants that of its state
+            own = t.op("Reshape", summed, t.op("Shape", names[0]))
+            return [adder(t, names[0], own)]
 
         return s.scan([start], sequences, step)
 

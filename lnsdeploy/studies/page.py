@@ -270,6 +270,8 @@ def _normalise(results: object) -> dict[str, Any]:
     layers = clean.get("layers")
     for layer in layers if isinstance(layers, list) else []:
         if isinstance(layer, dict):
+            if layer.get("sqnr_db") == math.inf and layer.get("max_error") is None:
+                layer["max_error"] = 0.0
             _without_nan(layer, ("sqnr_db", "max_error"))
     points = clean.get("points")
     for point in points if isinstance(points, list) else []:
@@ -344,8 +346,9 @@ def validate(results: Mapping[str, Any]) -> None:
       ``flushed`` (words), ``command``; and, where wanted, ``family``, the name of the line that the point
       belongs to (otherwise the datapath's name without its width);
     - ``layers``: ``point``, ``layer``, ``op``, ``macs``, ``words``, ``saturated``, ``flushed``,
-      ``sqnr_db``? [dB], ``max_error``? [largest absolute difference of decoded values];
-    - ``equality``: ``model``, ``executors``, ``words_compared``, ``equal``.
+      ``sqnr_db``? [dB; infinity where the layer has no error], ``max_error``? [largest absolute difference
+      of decoded values];
+    - ``equality``: ``model``, ``executors``, ``words_compared``, ``equal``, and, where wanted, ``datapath``.
 
     Raises:
         BadValueError: a field is missing, of the wrong type, out of range, or repeats another.

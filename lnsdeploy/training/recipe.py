@@ -221,7 +221,7 @@ def _layer(data: Any, base: LayerRecipe, place: str, problems: list[str]) -> Lay
         if key not in data:
             continue
         try:
-            value = parse_format(data[key]) if key in ("weight", "activation") else data[key]
+            value: Any = parse_format(data[key]) if key in ("weight", "activation") else data[key]
             made = replace(made, **{key: value})
         except LNSError as error:
             text = str(error)

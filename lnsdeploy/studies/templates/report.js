@@ -617,4 +617,7 @@
   });
 
   drawAll();
+  // The charts have moved what follows them since the browser went to the address's section.
+  const target = location.hash.length > 1 && byId(location.hash.slice(1));
+  if (target) target.scrollIntoView();
 })();
