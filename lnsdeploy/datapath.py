@@ -505,23 +505,20 @@ def load_datapath(name_or_path: str | Path | Datapath) -> Datapath:
 def for_format(fmt: LNSFormat, *, weight: LNSFormat | None = None) -> Datapath:
     """The default datapath for activations (and output) of one format and weights of the same or another.
 
-    Where the products' γ is a power of two: saturating linear accumulation, up to γ = 8 in remainder bins as
-    LNS-Madam, above with a table of up to 1024 entries on each product. For any other γ: log
-    accumulation with exact Δ and 2 guard bits.
+    Up to γ = 8, where it is a power of two: `lns-madam-8` adapted. Other powers of two: saturating linear
+    accumulation with a table of up to 1024 entries on each product. Any other γ: log accumulation with exact Δ and
+    2 guard bits.
     """
     weight = weight or fmt
     gamma = common_gamma(fmt, weight)
     output = widened(fmt, gamma)
     f = gamma.bit_length() - 1
     accumulate: Accumulator
+    if gamma == 1 << f and f <= 3:
+        return load_datapath("lns-madam-8").with_formats(weight, fmt)
     if gamma == 1 << f:
         bits = 24 if fmt.bits <= 8 else 32 if fmt.bits <= 12 else 40
-        accumulate = LinearAccumulator(
-            bits=bits,
-            conversion="bin" if f <= 3 else "product",
-            table_bits=min(f, 10),
-            constant_bits=0 if f == 0 else 8 if f <= 3 else 16,
-        )
+        accumulate = LinearAccumulator(bits=bits, table_bits=min(f, 10), constant_bits=16)
     else:
         accumulate = LogAccumulator(bits=output.magnitude_bits + 4, guard_bits=2)
     return Datapath(

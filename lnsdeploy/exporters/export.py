@@ -176,7 +176,7 @@ def float_onnx(model: Any, example: npt.NDArray[Any]) -> Any:
         raise MissingDependencyError(
             "exporting a torch model needs torch, onnx and onnxscript: pip install 'lnsdeploy[all]'"
         ) from error
-    inputs = (torch.from_numpy(np.ascontiguousarray(example, dtype=np.float32)),)
+    inputs = (torch.from_numpy(np.array(example, dtype=np.float32)),)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

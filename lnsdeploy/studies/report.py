@@ -112,7 +112,7 @@ class ReportResult:
     """What was written.
 
     Args:
-        files: path by kind (page, json, csv, png, …).
+        files: path by name: report.html, results.json, points.csv, …
         results: the page's data.
     """
 
@@ -122,8 +122,8 @@ class ReportResult:
     def to_dict(self) -> dict[str, Any]:
         """What the command line prints as JSON."""
         return {
-            "report": str(self.files["html"]) if "html" in self.files else "",
-            "files": {kind: str(path) for kind, path in self.files.items()},
+            "report": str(self.files["report.html"]),
+            "files": {name: str(path) for name, path in self.files.items()},
             "points": len(self.results["points"]),
             "runs": len({(p["model"], p["bits"], p["gamma"], p["seed"]) for p in self.results["points"]}),
             "equal": all(entry["equal"] for entry in self.results["equality"]),
@@ -146,7 +146,7 @@ class ReportResult:
                 lines.append(
                     f"  {key[0]}:{key[1]}  trained {_mean(trained)}, best emulated {_mean(by_path[best])} ({best})"
                 )
-        return "\n".join([*lines, *(f"{kind}: {path}" for kind, path in self.files.items())])
+        return "\n".join([*lines, f"page: {self.files['report.html']}"])
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -238,11 +238,12 @@ def _recipe(config: ReportConfig) -> dict[str, Any]:
 
     made = _train_config(_Job(config, config.models[0], config.formats[0], 0))
     plain = {f.name: getattr(made, f.name) for f in dataclasses.fields(TrainConfig)}
-    return {
+    shown = {
         key: value if isinstance(value, (int, float, str, bool)) else str(value)
         for key, value in plain.items()
         if value is not None and key not in ("seed", "bits", "gamma", "model", "data_dir", "recipe")
     }
+    return shown | {"inputs for layer errors and executor comparison": ERROR_SAMPLES}
 
 
 def _run_all(jobs: Sequence[_Job], workers: int, progress: Callable[[int], None] | None) -> dict[str, dict[str, Any]]:
@@ -410,8 +411,8 @@ def _emulate_all(job: _Job, trained_accuracy: float) -> dict[str, Any]:
                     "words": layer["words"],
                     "saturated": layer["saturated"],
                     "flushed": layer["flushed"],
-                    "sqnr_db": round(db, 3) if db is not None and db != float("inf") else None,
-                    "max_error": None,
+                    "sqnr_db": None if db is None or db == float("inf") else round(db, 3),
+                    "max_error": 0.0 if db == float("inf") else None,
                 }
             )
         if job.seed == 0 and get_or_none("ort") is not None:

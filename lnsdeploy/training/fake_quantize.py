@@ -35,6 +35,8 @@ _BY_BITS = (torch.float32, torch.float16, torch.bfloat16)
 # Above, a table would no longer be small beside the tensors that go through it.
 _TABLE_BITS = 16
 _TABLE_GAMMA = 1 << 12
+# Above the error of a float64 log2, whose result is at most 1,100; relative to γ.
+_LOG_ERROR = 1e-11
 # Octaves of a table are rounded out to multiples of this, so that drifting offsets find it in the cache.
 _OCTAVES = 16
 
@@ -157,14 +159,23 @@ def _limits(fmt: LNSFormat, offset: int, device: torch.device) -> _Limits | None
 
 
 def _channel_limits(fmt: LNSFormat, offsets: Tensor, axis: int | None, x: Tensor) -> _Limits | None:
-    channels = offsets.detach().cpu().numpy().astype(np.int64)
-    if not channels.size or not _in_range(fmt, int(channels.min()), int(channels.max())):
-        return None
+    channels = np.ascontiguousarray(offsets.detach().cpu().numpy(), dtype=np.int64)
     spread = [1] * x.ndim
     spread[0 if axis is None else axis] = -1
+    # offsets are integers, so that from step to step they rarely change
+    return _cached_channel_limits(fmt, channels.tobytes(), tuple(spread), x.device)
+
+
+@lru_cache(maxsize=256)
+def _cached_channel_limits(
+    fmt: LNSFormat, offsets: bytes, spread: tuple[int, ...], device: torch.device
+) -> _Limits | None:
+    channels = np.frombuffer(offsets, dtype=np.int64)
+    if not channels.size or not _in_range(fmt, int(channels.min()), int(channels.max())):
+        return None
     lows = _bound_bits(channels, fmt.gamma)
     highs = _bound_bits(channels + fmt.max_code, fmt.gamma) - 1
-    low, high, below = (torch.from_numpy(bound).to(x.device).view(spread) for bound in (lows, highs, lows - 1))
+    low, high, below = (torch.from_numpy(bound).to(device).view(spread) for bound in (lows, highs, lows - 1))
     return _Limits(low, high, below, int(lows.min()), int(highs.max()))
 
 
@@ -321,16 +332,28 @@ def offsets_for(maxima: npt.NDArray[Any], fmt: LNSFormat) -> npt.NDArray[np.int6
     Returns: int64 [n].
     """
     wide = np.asarray(maxima, dtype=np.float64)
-    if wide.size and not (np.isfinite(wide).all() and wide.min() >= 0):
+    if wide.size and not 0 <= float(wide.min()) <= float(wide.max()) < math.inf:
         raise BadValueError("maxima must be finite and not negative")
-    positive = wide > 0
-    exponents = fmt.gamma * np.log2(wide, where=positive, out=np.zeros_like(wide))
+    # zeros are given another number here and their own offset below
+    exponents = np.log2(np.maximum(wide, np.finfo(np.float64).tiny))
+    exponents *= fmt.gamma
     offsets: npt.NDArray[np.int64] = np.ceil(exponents).astype(np.int64) - fmt.max_code
     # float64 decides unless an integer is as near as its error; then integers do
-    for index in np.flatnonzero(np.abs(exponents - np.rint(exponents)) < 1e-9 * (1 + np.abs(exponents))):
-        offsets[index] = offset_for(float(wide[index]), fmt)
-    offsets[~positive] = 0
+    doubt = np.abs(exponents - np.rint(exponents)) < _LOG_ERROR * fmt.gamma
+    doubt |= wide < np.finfo(np.float64).tiny
+    if doubt.any():
+        for index in np.flatnonzero(doubt):
+            offsets[index] = offset_for(float(wide[index]), fmt)
     return offsets
+
+
+def _offset(maximum: float, fmt: LNSFormat) -> int:
+    """:func:`lnsdeploy.formats.offset_for`, faster where float64 can decide."""
+    if maximum > np.finfo(np.float64).tiny:
+        exponent = fmt.gamma * math.log2(maximum)
+        if abs(exponent - round(exponent)) >= _LOG_ERROR * fmt.gamma:
+            return math.ceil(exponent) - fmt.max_code
+    return offset_for(maximum, fmt)
 
 
 def calibrate_weight(
@@ -433,7 +456,8 @@ class ActivationQuantizer(nn.Module):
             if self.method == "absmax":
                 after = max(after, found)
         self.maximum.fill_(after)
-        self.offset.fill_(int(offsets_for(self.maximum.cpu().numpy().reshape(1), self.format)[0]))
+        # from the stored float32, so that a loaded statistic gives the same offset
+        self.offset.fill_(_offset(float(self.maximum), self.format))
 
     def _batch_maximum(self, x: Tensor) -> float:
         if self.method == "absmax":
