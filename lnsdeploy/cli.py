@@ -303,6 +303,9 @@ def verify(
 @click.option("--model", "models", multiple=True, default=("mlp",), show_default=True, help="Net; may be repeated.")
 @click.option("--bits", default="3-8", show_default=True, help="Word widths: 8, 3-8, or 4,6,8.")
 @click.option("--gamma", "gammas", default=None, help="γ for each width, as 8:8,4:2; by default one that fits.")
+@click.option(
+    "--datapath", "datapaths", multiple=True, help="Datapath to emulate; may be repeated. By default six kinds."
+)
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs per point.")
 @click.option("--epochs", type=click.IntRange(1), default=None, help="Passes over the training set.")
 @click.option("--optimizer", default="madam", show_default=True, help="As for train.")

@@ -122,7 +122,8 @@ def nearest_code(x: Fraction, gamma: int) -> int:
 
 def _not_below(x: Fraction, terms: Sequence[tuple[Fraction, Fraction]]) -> bool:
     """x ≥ Σ weight·2^exponent, exactly."""
-    if all(exponent.denominator == 1 for _, exponent in terms):
+    # (powers far beyond any number's range are compared below, where nothing can be equal)
+    if all(exponent.denominator == 1 and abs(exponent) < 1 << 16 for _, exponent in terms):
         return x >= sum((weight * Fraction(2) ** int(exponent) for weight, exponent in terms), Fraction(0))
     precision = 96
     while True:

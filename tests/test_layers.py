@@ -346,6 +346,7 @@ def test_norm_with_zero_scale_trains() -> None:
     layer, norm = model[0], model[1]
     with torch.no_grad():
         norm.weight[2] = 0
+        norm.bias[2] = 0.5  # so that ReLU lets the gradient through
     model(normal(4, 3, 6, 6)).square().sum().backward()
     for parameter in model.parameters():
         assert parameter.grad is not None

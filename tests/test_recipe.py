@@ -42,7 +42,7 @@ def test_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
     file.write_text(RECIPE.to_toml(), encoding="utf-8")
     assert load_recipe(file) == RECIPE
     file.write_text("[default\n", encoding="utf-8")
-    with pytest.raises(BadFileError, match="recipe.toml: not valid TOML"):
+    with pytest.raises(BadFileError, match=r"recipe\.toml: not valid TOML"):
         load_recipe(file)
     with pytest.raises(BadFileError, match="cannot read"):
         load_recipe(tmp_path / "none.toml")

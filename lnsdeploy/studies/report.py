@@ -27,7 +27,7 @@ from lnsdeploy.formats import LNSFormat
 # γ for a width where the user names none: below 6 bits range, not precision, is what runs out.
 DEFAULT_GAMMA = {2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 8: 8}
 # One of each kind of datapath; each is adapted to the format at hand.
-DATAPATHS = ("lns-madam-8", "lns-madam-8-lut1", "mitchell-8", "gauss-8", "table-16", "max-plus-8")
+DATAPATHS = ("lns-madam-8", "lns-madam-8-lut1", "mitchell-8", "gauss-8-guard", "gauss-8", "max-plus-8")
 # Inputs for the error of each layer, and for the comparison of executors.
 ERROR_SAMPLES = 64
 
@@ -95,9 +95,15 @@ class ReportConfig:
         gammas: str | None,
         models: Sequence[str],
         workers: int | None,
+        datapaths: Sequence[str] = (),
         **rest: Any,
     ) -> ReportConfig:
         """From the options of the command line."""
+        from lnsdeploy.datapath import load_datapath
+
+        for name in datapaths:
+            load_datapath(name)  # a wrong name is better told now than after hours of training
+        rest["datapaths"] = tuple(dict.fromkeys(datapaths)) or DATAPATHS
         formats = tuple(formats_for(parse_bits(bits), gammas))
         count = workers or max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
         return cls(out=out, formats=formats, models=tuple(dict.fromkeys(models)), workers=count, **rest)

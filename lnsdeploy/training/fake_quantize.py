@@ -1,14 +1,16 @@
 """Fake quantization: float tensors that hold exactly the values of LNS words (docs/training.md).
 
 The forward pass is decode(encode(x)) of :mod:`lnsdeploy.formats` to the bit; the backward pass is the
-straight-through estimator (Bengio et al. 2013), the derivative of the identity. Formats of up to 16 bits are
-looked up with integer operations on the float's own bits, in torch, so on any device; the rest go through
-NumPy.
+straight-through estimator (Bengio et al. 2013), the derivative of the identity. A training step rounds many
+small tensors, so formats of up to 16 bits have a path of their own that looks values up by the float's
+leading bits, without words in between.
 """
 
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -27,10 +29,13 @@ Saturated = Literal["pass", "zero"]
 SATURATED = ("pass", "zero")
 PERCENTILE = 99.9
 
+_Bits = npt.NDArray[np.int32]
+
+_CHUNK = 1 << 15
 _MANTISSA = 23
 _BIAS = 127
 _INFINITY = 0x7F800000
-_MAGNITUDE = 0x7FFFFFFF
+_MAGNITUDE = np.int32(0x7FFFFFFF)
 _BY_BITS = (torch.float32, torch.float16, torch.bfloat16)
 # Above, a table would no longer be small beside the tensors that go through it.
 _TABLE_BITS = 16
@@ -48,56 +53,39 @@ _OCTAVES = 16
 class _Grid:
     """Rounds magnitudes of float32 to the nearest (in the log domain) 2^(k/γ), over some octaves.
 
-    A bucket of leading bits holds at most one threshold (spec 2.1): below it one value, from it on another.
+    A bucket of leading bits holds at most one threshold (spec 2.1). Below it the value is the bucket's own, from
+    it on the next bucket's.
     """
 
-    def __init__(self, gamma: int, low: int, high: int, device: torch.device):
-        index_bits = min(gamma.bit_length() + 1, _MANTISSA)
-        self.drop = _MANTISSA - index_bits
+    def __init__(self, gamma: int, low: int, high: int):
+        thresholds = _thresholds(gamma)
+        self.drop = _MANTISSA - min(gamma.bit_length() + 1, _MANTISSA)
         while True:
             starts = np.arange(1 << (_MANTISSA - self.drop), dtype=np.int64) << self.drop
-            thresholds = _thresholds(gamma)
             first = np.searchsorted(thresholds, starts, side="right")
-            inside = np.append(first[1:], gamma) - first
-            if self.drop == 0 or int(inside.max()) <= 1:
+            if self.drop == 0 or int(np.diff(first, append=gamma).max()) <= 1:
                 break
             self.drop -= 1
-        exponents = np.arange(low, high + 1, dtype=np.int64)
+        exponents = np.arange(low, high + 1, dtype=np.int64)[:, None]
+        # no bits reach a threshold beyond the octave's end: in such a bucket there is none
         padded = np.append(thresholds, np.int64(1) << _MANTISSA)
-        # no bits reach a threshold beyond the octave's end, so such a bucket has a single value
-        bound = ((exponents + _BIAS) << _MANTISSA)[:, None] + padded[first][None, :]
-        below = (exponents[:, None] * gamma + first[None, :]).reshape(-1)
-        values = np.stack([_powers(gamma, below), _powers(gamma, below + 1)], axis=1).reshape(-1)
-        self.bounds = torch.from_numpy(bound.reshape(-1).astype(np.int32)).to(device)
-        self.values = torch.from_numpy(values.view(np.int32)).to(device)
-        self.drop_bits = _scalar(self.drop, device)
-        self.first = _scalar((low + _BIAS) << (_MANTISSA - self.drop), device)
+        bounds = ((exponents + _BIAS) << _MANTISSA) + padded[first]
+        codes = (exponents * gamma + first).reshape(-1)
+        # the largest bits below the threshold
+        self.bounds = (bounds.reshape(-1) - 1).astype(np.int32)
+        self.values = _powers(gamma, np.append(codes, (high + 1) * gamma)).view(np.int32)
+        self.first = (low + _BIAS) << (_MANTISSA - self.drop)
 
-    def __call__(self, bits: Tensor) -> Tensor:
-        """Bits of the values of magnitudes given as bits, int32 [n], within the grid's octaves."""
-        constants = _constants(bits.device)
-        key = (bits >> self.drop_bits).sub_(self.first)
-        # −1 below the bound, else 0: booleans are slow in torch, the sign of a difference of bits is not
-        below = torch.sub(bits, self.bounds.index_select(0, key)).bitwise_right_shift_(constants.sign_shift)
-        return self.values.index_select(0, below.add_(key, alpha=2).add_(constants.one))
-
-
-@dataclass(frozen=True)
-class _Constants:
-    """Scalars as tensors, because torch converts a Python number anew at every operation."""
-
-    magnitude: Tensor
-    sign_shift: Tensor
-    one: Tensor
-
-
-def _scalar(value: int, device: torch.device) -> Tensor:
-    return torch.tensor(value, dtype=torch.int32, device=device)
-
-
-@lru_cache(maxsize=16)
-def _constants(device: torch.device) -> _Constants:
-    return _Constants(*(_scalar(value, device) for value in (_MAGNITUDE, 31, 1)))
+    def __call__(self, bits: _Bits) -> _Bits:
+        """Bits of the values of magnitudes given as bits, int32 of any shape within the grid's octaves."""
+        key = (bits >> self.drop).astype(np.intp)
+        key -= self.first
+        # −1 from the threshold on, else 0
+        above = self.bounds.take(key)
+        above -= bits
+        above >>= 31
+        key -= above
+        return self.values.take(key)
 
 
 @lru_cache(maxsize=32)
@@ -107,7 +95,7 @@ def _thresholds(gamma: int) -> npt.NDArray[np.int64]:
 
 
 def _powers(gamma: int, exponents: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """2^(exponents/γ), the nearest float32; for normal results."""
+    """2^(exponents/γ), the nearest float32; for normal results, and infinity beyond."""
     octave, remainder = np.divmod(exponents, gamma)
     significands = tables.octave_significands(gamma, _MANTISSA).astype(np.float64)[remainder]
     with np.errstate(over="ignore"):
@@ -116,115 +104,121 @@ def _powers(gamma: int, exponents: npt.NDArray[np.int64]) -> npt.NDArray[np.floa
 
 
 @lru_cache(maxsize=64)
-def _grid(gamma: int, low: int, high: int, device: torch.device) -> _Grid:
-    return _Grid(gamma, low, high, device)
+def _grid(gamma: int, low: int, high: int) -> _Grid:
+    return _Grid(gamma, low, high)
 
 
-def _bound_bits(codes: npt.NDArray[np.int64], gamma: int) -> npt.NDArray[np.int32]:
-    """Bits of the smallest float32 not below 2^((codes + ½)/γ): where `codes` passes to `codes` + 1."""
-    octave, remainder = np.divmod(codes, gamma)
-    return (((octave + _BIAS) << _MANTISSA) + _thresholds(gamma)[remainder]).astype(np.int32)
-
-
-@dataclass(frozen=True)
-class _Limits:
-    """Bits between which magnitudes have codes 1 … C, for a tensor (scalars) or for channels (broadcastable).
-
-    Args:
-        low, high: of the least and the largest such magnitude.
-        below: of the largest magnitude below, low − 1.
-        least, most: the extremes of `low` and `high`.
-    """
-
-    low: Tensor
-    high: Tensor
-    below: Tensor
-    least: int
-    most: int
-
-
-def _in_range(fmt: LNSFormat, low: int, high: int) -> bool:
-    """Whether the tables serve offsets from `low` to `high`: all values are normal float32."""
-    if fmt.bits > _TABLE_BITS or fmt.gamma > _TABLE_GAMMA:
-        return False
-    return low // fmt.gamma >= 1 - _BIAS and (high + fmt.max_code) // fmt.gamma + 1 <= _BIAS
-
-
-@lru_cache(maxsize=1024)
-def _limits(fmt: LNSFormat, offset: int, device: torch.device) -> _Limits | None:
-    if not _in_range(fmt, offset, offset):
-        return None
-    low, end = (int(v) for v in _bound_bits(np.array([offset, offset + fmt.max_code], dtype=np.int64), fmt.gamma))
-    return _Limits(_scalar(low, device), _scalar(end - 1, device), _scalar(low - 1, device), low, end - 1)
-
-
-def _channel_limits(fmt: LNSFormat, offsets: Tensor, axis: int | None, x: Tensor) -> _Limits | None:
-    channels = np.ascontiguousarray(offsets.detach().cpu().numpy(), dtype=np.int64)
-    spread = [1] * x.ndim
-    spread[0 if axis is None else axis] = -1
-    # offsets are integers, so that from step to step they rarely change
-    return _cached_channel_limits(fmt, channels.tobytes(), tuple(spread), x.device)
-
-
-@lru_cache(maxsize=256)
-def _cached_channel_limits(
-    fmt: LNSFormat, offsets: bytes, spread: tuple[int, ...], device: torch.device
-) -> _Limits | None:
-    channels = np.frombuffer(offsets, dtype=np.int64)
-    if not channels.size or not _in_range(fmt, int(channels.min()), int(channels.max())):
-        return None
-    lows = _bound_bits(channels, fmt.gamma)
-    highs = _bound_bits(channels + fmt.max_code, fmt.gamma) - 1
-    low, high, below = (torch.from_numpy(bound).to(device).view(spread) for bound in (lows, highs, lows - 1))
-    return _Limits(low, high, below, int(lows.min()), int(highs.max()))
-
-
-def _grid_for(gamma: int, low: int, high: int, device: torch.device) -> _Grid:
+def _grid_for(gamma: int, low: int, high: int) -> _Grid:
     """The grid that covers all magnitudes with bits from `low` to `high`."""
     first = ((low >> _MANTISSA) - _BIAS) // _OCTAVES * _OCTAVES
     last = -(-((high >> _MANTISSA) - _BIAS + 1) // _OCTAVES) * _OCTAVES
-    return _grid(gamma, max(first, 1 - _BIAS), min(last, _BIAS), device)
+    return _grid(gamma, max(first, 1 - _BIAS), min(last, _BIAS))
+
+
+def _bound_bits(codes: npt.NDArray[np.int64], gamma: int) -> _Bits:
+    """Bits of the smallest float32 not below 2^((codes + ½)/γ): where `codes` passes to `codes` + 1."""
+    octave, remainder = np.divmod(codes, gamma)
+    bits: _Bits = (((octave + _BIAS) << _MANTISSA) + _thresholds(gamma)[remainder]).astype(np.int32)
+    return bits
+
+
+@dataclass(frozen=True, eq=False)
+class _Limits:
+    """Where codes 1 … C lie, for one offset or for several, and the grid that serves them.
+
+    Args:
+        low, high: bits of the least and the largest magnitude that has such a code: [1] or [channels, 1].
+        grid: covers all of them.
+    """
+
+    low: _Bits
+    high: _Bits
+    grid: _Grid
+
+
+@lru_cache(maxsize=512)
+def _limits(fmt: LNSFormat, offsets: bytes) -> _Limits | None:
+    """The limits for int64 offsets, given as bytes because integers rarely change from step to step.
+
+    Returns: None where the tables do not serve: the format is too wide, or a value is not a normal float32.
+    """
+    channels = np.frombuffer(offsets, dtype=np.int64)
+    if fmt.bits > _TABLE_BITS or fmt.gamma > _TABLE_GAMMA:
+        return None
+    least, most = int(channels.min()), int(channels.max()) + fmt.max_code
+    if least // fmt.gamma < 1 - _BIAS or most // fmt.gamma + 1 > _BIAS:
+        return None
+    low = _bound_bits(channels, fmt.gamma)
+    high = _bound_bits(channels + fmt.max_code, fmt.gamma) - np.int32(1)
+    return _Limits(low[:, None], high[:, None], _grid_for(fmt.gamma, int(low.min()), int(high.max())))
+
+
+def _round(x: npt.NDArray[np.float32], fmt: LNSFormat, limits: _Limits, underflow: Underflow, name: str) -> _Bits:
+    """Bits of decode(encode(x)) for x [1 or channels, n], contiguous."""
+    raw_all = x.view(np.int32)
+    result = np.empty_like(raw_all)
+    # pieces whose temporaries stay in the cache
+    rows, columns = max(1, _CHUNK // max(x.shape[1], 1)), max(1, min(x.shape[1], _CHUNK))
+    for top in range(0, x.shape[0], rows):
+        part = slice(top, top + rows)
+        low, high = (limits.low, limits.high) if len(limits.low) == 1 else (limits.low[part], limits.high[part])
+        for left in range(0, x.shape[1], columns):
+            piece = part, slice(left, left + columns)
+            result[piece] = _round_piece(raw_all[piece], fmt, low, high, limits.grid, underflow, name)
+    return result
+
+
+def _round_piece(
+    raw: _Bits, fmt: LNSFormat, low: _Bits, high: _Bits, grid: _Grid, underflow: Underflow, name: str
+) -> _Bits:
+    bits = raw & _MAGNITUDE
+    if int(bits.max()) > _INFINITY:
+        raise BadValueError(f"{name} contains NaN, which has no LNS word")
+    clamped = np.maximum(bits, low)
+    np.minimum(clamped, high, out=clamped)
+    values = grid(clamped)
+    # shifts make masks, −1 or 0, in less time than booleans
+    if underflow == "zero":
+        if fmt.signed:
+            values |= raw ^ bits
+        else:
+            values &= ~(raw >> 31)
+        # low − 1 − bits is negative where there is a code
+        np.subtract(low - np.int32(1), bits, out=clamped)
+        clamped >>= 31
+        values &= clamped
+        return values
+    # −0 is no negative number: it becomes +code 1
+    negative = (raw >> 31) & (-bits >> 31)
+    if fmt.signed:
+        values |= negative << 31
+        return values
+    smallest = grid(np.broadcast_to(low, bits.shape))
+    return (values & ~negative) | (smallest & negative)
 
 
 def _quantize(
     x: Tensor, fmt: LNSFormat, offset: int | Tensor, axis: int | None, underflow: Underflow, mask: bool, name: str
 ) -> tuple[Tensor, Tensor | None]:
-    """decode(encode(x)), and where x was above the largest code's bound (None: not asked for, or nowhere)."""
+    """decode(encode(x)), and where x was above the largest code's bound (None: not asked for)."""
     limits = None
     if x.dtype in _BY_BITS and x.numel():
         if isinstance(offset, int):
-            limits = _limits(fmt, offset, x.device)
-        else:
-            limits = _channel_limits(fmt, offset, axis, x)
+            limits = _limits(fmt, offset.to_bytes(8, sys.byteorder, signed=True))
+        elif axis is not None and axis % x.ndim == 0:
+            channels = np.ascontiguousarray(offset.detach().cpu().numpy(), dtype=np.int64)
+            limits = _limits(fmt, channels.tobytes())
     if limits is None:
-        return _quantize_numpy(x, fmt, offset, axis, underflow, mask, name)
-    constants = _constants(x.device)
-    raw = x.detach().to(torch.float32).contiguous().view(torch.int32)
-    bits = raw & constants.magnitude
-    top = int(bits.max())
-    if top > _INFINITY:
-        raise BadValueError(f"{name} contains NaN, which has no LNS word")
-    grid = _grid_for(fmt.gamma, limits.least, limits.most, x.device)
-    clamped = torch.clamp(bits, limits.low, limits.high)
-    values = grid(clamped.view(-1)).view(bits.shape)
-    # the sign bit alone, or in unsigned formats a mask of what is negative
-    negative = raw ^ bits if fmt.signed else raw >> constants.sign_shift
-    if underflow == "zero":
-        values = values.bitwise_or_(negative) if fmt.signed else values.bitwise_and_(~negative)
-        values &= torch.sub(limits.below, bits).bitwise_right_shift_(constants.sign_shift)
-    else:
-        # −0 is no negative number: it becomes +code 1
-        negative &= torch.neg(bits) >> constants.sign_shift
-        if fmt.signed:
-            values |= negative
-        else:
-            smallest = grid(limits.low.expand(bits.shape).reshape(-1)).view(bits.shape)
-            values = (values & ~negative) | (smallest & negative)
-    above = bits > limits.high if mask and top > limits.least else None
-    return values.view(torch.float32).to(x.dtype), above
+        return _quantize_widely(x, fmt, offset, axis, underflow, mask, name)
+    array = x.detach().to("cpu", torch.float32).contiguous().numpy().reshape(len(limits.low), -1)
+    values = torch.from_numpy(_round(array, fmt, limits, underflow, name).view(np.float32))
+    above = None
+    if mask:
+        above = torch.from_numpy((array.view(np.int32) & _MAGNITUDE) > limits.high).view(x.shape).to(x.device)
+    return values.view(x.shape).to(x.device, x.dtype), above
 
 
-def _quantize_numpy(
+def _quantize_widely(
     x: Tensor, fmt: LNSFormat, offset: int | Tensor, axis: int | None, underflow: Underflow, mask: bool, name: str
 ) -> tuple[Tensor, Tensor | None]:
     words = encode(x, fmt, offset, underflow=underflow, negative="clip", name=name, axis=axis)
@@ -491,6 +485,25 @@ class ActivationQuantizer(nn.Module):
                 "lnsdeploy.training.calibrate_activations, before using it in eval mode"
             )
         return fake_quantize(x, self.format, int(self.offset), saturated=self.saturated, name=self.name)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        keys = [prefix + name for name in ("offset", "maximum")]
+        if all(key in missing_keys for key in keys):
+            # the state of a float model: calibration stays as it is
+            for key in keys:
+                missing_keys.remove(key)
 
     def extra_repr(self) -> str:
         return f"{self.format}, {self.method}, offset={int(self.offset)}"

@@ -623,6 +623,7 @@ def deployable(model: nn.Module) -> tuple[nn.Module, dict[str, LayerSpec]]:
     """
     plain = copy.deepcopy(model).eval()
     specs = {name: layer.spec() for name, layer in lns_layers(plain)}
+    fused = {name for name, layer in lns_layers(plain) if layer.norm is not None}
     replaced: dict[nn.Module, nn.Module] = {}
     with torch.no_grad():
         for _, layer in lns_layers(plain):
@@ -639,7 +640,7 @@ def deployable(model: nn.Module) -> tuple[nn.Module, dict[str, LayerSpec]]:
             folded[plain_layer] = _plain_layer(plain_layer, *fold(plain_layer, norm))
             folded[norm] = nn.Identity()
         plain = _replace(plain, folded)
-    _distrust(plain, specs, pairs)
+    _distrust(plain, specs, fused, pairs)
     plain.eval()
     for parameter in plain.parameters():
         parameter.requires_grad_(False)
@@ -672,12 +673,12 @@ def _plain_layer(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Mo
     return made
 
 
-def _distrust(plain: nn.Module, specs: dict[str, LayerSpec], pairs: _Pairs) -> None:
+def _distrust(plain: nn.Module, specs: dict[str, LayerSpec], fused: set[str], pairs: _Pairs) -> None:
     """Drop weight offsets where lowering may fold a batch norm that training did not."""
     for prefix in pairs.untraced:
         part = plain.get_submodule(prefix)
         widths = {module.num_features for module in part.children() if isinstance(module, BatchNorm)}
         for name, module in part.named_modules(prefix=prefix):
-            if name in specs and cast(Tensor, module.weight).shape[0] in widths:
+            if name in specs and name not in fused and cast(Tensor, module.weight).shape[0] in widths:
                 old = specs[name]
                 specs[name] = LayerSpec(None, 0, None, old.activation, old.input_offset, old.datapath)
