@@ -250,7 +250,7 @@ def _offsets(offset: Any, axis: int | None, shape: tuple[int, ...]) -> npt.NDArr
     if values.dtype.kind not in "iu":
         raise BadTypeError(f"offsets are integers, not {values.dtype}")
     values = values.astype(np.int64)
-    if values.size and int(np.abs(values).max()) > MAX_OFFSET:
+    if values.size and (int(values.max()) > MAX_OFFSET or int(values.min()) < -MAX_OFFSET):
         raise BadValueError(f"offsets must lie within ±{MAX_OFFSET}")
     if values.ndim == 0:
         return values
@@ -760,7 +760,8 @@ def _least_squares_offset(magnitudes: npt.NDArray[Any], fmt: LNSFormat) -> int:
             for i in range(0, magnitudes.size, _CHUNK)
         ]
     ).astype(np.int64)
-    first = int(codes.min())
+    # one empty bin below all, because saturating everything may be best: 1.45 is nearer to 1 than to 2
+    first = int(codes.min()) - 1
     bins = int(codes.max()) - first + 1
     wide = magnitudes.astype(np.float64)
     wide /= wide.max()

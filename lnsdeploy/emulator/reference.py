@@ -437,10 +437,9 @@ def max_pool(x: Words, fmt: LNSFormat, window: Window) -> Words:
     """
     fmt.check(np.asarray(x))
     axes = len(window.kernel)
-    for i in range(axes):
-        reach = window.dilations[i] * (window.kernel[i] - 1) + 1
-        if max(window.pads[i], window.pads[axes + i]) >= reach:
-            raise BadValueError("max pooling needs pads smaller than the window, or a window holds padding only")
+    inside = windows(np.ones((1, 1, *np.shape(x)[2:]), dtype=np.bool_), window)
+    if not inside.any(axis=tuple(range(-axes, 0))).all():
+        raise BadValueError("a window of the max pooling holds padding only: use smaller pads")
     lowest = -(fmt.max_code + 1)  # below every word, so padding never wins
     view = windows(_keys(x, fmt), window, fill=lowest)
     return _from_keys(view.max(axis=tuple(range(-axes, 0))), fmt)
