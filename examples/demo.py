@@ -70,18 +70,17 @@ def main() -> None:
         rows = list(pool.map(lambda model: pipeline(model, out), MODELS))
     report = run("report", "--data", "digits", "--bits", "4,6,8", "--seeds", "2", "--out", str(out / "report"))
     header = ["net", "float32", "trained 8:8", *(f"emulated: {name}" for name in EXECUTORS), "words compared", "equal"]
-    table = [header]
-    for row in rows:
-        table.append(
-            [
-                row["model"],
-                _percent(row["float32"]),
-                _percent(row["trained"]),
-                *(_percent(row["emulated"][name]) for name in EXECUTORS),
-                f"{row['words']:,}",
-                "yes" if row["equal"] else "NO",
-            ]
-        )
+    table = [header] + [
+        [
+            row["model"],
+            _percent(row["float32"]),
+            _percent(row["trained"]),
+            *(_percent(row["emulated"][name]) for name in EXECUTORS),
+            f"{row['words']:,}",
+            "yes" if row["equal"] else "NO",
+        ]
+        for row in rows
+    ]
     widths = [max(len(line[i]) for line in table) for i in range(len(header))]
     print()
     for line in table:

@@ -115,7 +115,7 @@ def train(out: Path, as_json: bool, restart: bool, recipe: Path | None, **option
     from lnsdeploy.training.trainer import train as run_training
 
     config = config_from_options(recipe=recipe, **options)
-    with _progress("epochs", config.epochs) as advance:
+    with _progress("epochs", config.epochs or 1) as advance:
         result = run_training(config, out, restart=restart, progress=lambda epoch, _: advance(epoch))
     summary = result.to_dict()
     if as_json:

@@ -383,10 +383,10 @@ def no_nodes(model):
 
 
 DAMAGES = [
-    truncated, half, empty, noise, text, pickled, no_metadata, broken_json, deep_json, other_specification, other_datapath,
-    lying_offset, huge_offset, text_for_a_number, missing_plan, missing_tensor, plans_of_another_kind, external_data,
-    enormous_shape, wrong_shape, wrong_dtype, missing_initializer, foreign_operator, unknown_operator, changed_attribute,
-    cyclic, extra_node, no_nodes,
+    truncated, half, empty, noise, text, pickled, no_metadata, broken_json, deep_json, other_specification,
+    other_datapath, lying_offset, huge_offset, text_for_a_number, missing_plan, missing_tensor, plans_of_another_kind,
+    external_data, enormous_shape, wrong_shape, wrong_dtype, missing_initializer, foreign_operator, unknown_operator,
+    changed_attribute, cyclic, extra_node, no_nodes,
 ]  # fmt: skip
 
 

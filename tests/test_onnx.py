@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -22,8 +24,8 @@ from lnsdeploy.exporters import functions, nodes
 from lnsdeploy.formats import LNSFormat, decode, encode
 
 METHODS = [
-    Exact(), Table(6, 2), Table(5, 4, "middle"), Interpolated(4, "equal", 6), Interpolated(2, "octave", 8), Cotransform(2),
-    Mitchell(), Shift(), Polynomial(2, 2, "octave", 6), Cordic(8, 12), Max(),
+    Exact(), Table(6, 2), Table(5, 4, "middle"), Interpolated(4, "equal", 6), Interpolated(2, "octave", 8),
+    Cotransform(2), Mitchell(), Shift(), Polynomial(2, 2, "octave", 6), Cordic(8, 12), Max(),
 ]  # fmt: skip
 
 
@@ -229,9 +231,8 @@ def test_every_named_datapath_at_a_larger_size(name):
 
     datapath = load_datapath(name)
     rng = np.random.default_rng(7)
-    plan = DotPlan(
-        datapath, datapath.activation, datapath.weight, datapath.output, -3, rng.integers(-4, 4, 24), 40, lsb=2, acc_offset=9
-    )  # fmt: skip
+    operands = datapath.activation, datapath.weight, datapath.output
+    plan = DotPlan(datapath, *operands, -3, rng.integers(-4, 4, 24), 40, lsb=2, acc_offset=9)
     words = random_words(datapath.weight, rng, (24, 97))
     node = g.Gemm("layer", ("x_words",), "y_words", words, None, plan)
     tensors = {"x_words": g.TensorInfo(datapath.activation, -3), "y_words": g.TensorInfo(datapath.output, 40)}
@@ -325,7 +326,7 @@ def test_operators_that_cannot_be_expressed_say_so():
     plan = DotPlan(many, many.activation, many.weight, many.output, 0, 0, 0, lsb=0)
     node = g.Gemm("layer", ("x_words",), "y_words", np.zeros((1, 1), np.uint8), None, plan)
     tensors = {"x_words": g.TensorInfo(many.activation, 0), "y_words": g.TensorInfo(many.output, 0)}
-    with pytest.raises(UnsupportedError, match="2 lanes of terms up to .* exceed 64 bits"):
+    with pytest.raises(UnsupportedError, match=r"2 lanes of terms up to .* exceed 64 bits"):
         artifacts.build(net([node], tensors, (1,), (1,), many), {})
     huge = Datapath("d", fmt, fmt, fmt, LogAccumulator(30), LogAccumulator(8))
     plan = DotPlan(huge, fmt, fmt, fmt, 0, 0, 0)
@@ -333,3 +334,12 @@ def test_operators_that_cannot_be_expressed_say_so():
     tensors = {"x_words": g.TensorInfo(fmt, 0), "y_words": g.TensorInfo(fmt, 0)}
     with pytest.raises(UnsupportedError, match="26 is the most"):
         artifacts.build(net([node], tensors, (1,), (1,), huge), {})
+
+
+def test_operator_pages_are_current():
+    """docs/operators is what the schemas generate."""
+    folder = Path(__file__).parent.parent / "docs" / "operators"
+    pages = functions.operator_pages()
+    assert {p.name for p in folder.iterdir()} == set(pages)
+    for name, text in pages.items():
+        assert (folder / name).read_text(encoding="utf-8") == text, f"regenerate docs/operators/{name}"

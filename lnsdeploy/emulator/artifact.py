@@ -221,7 +221,7 @@ def _parse(data: bytes, where: str) -> Any:
 
 
 def _interpret(model: Any, data: bytes, where: str) -> Artifact:
-    from lnsdeploy.exporters.nodes import DOMAIN
+    from lnsdeploy.exporters.functions import DOMAIN
 
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if f"{METADATA}.graph" not in metadata:
@@ -302,7 +302,8 @@ def _node(
     tensors: Mapping[str, g.TensorInfo],
     datapaths: Mapping[str, Datapath],
 ) -> g.Node:
-    from lnsdeploy.exporters.nodes import DOMAIN, node_of
+    from lnsdeploy.exporters.functions import DOMAIN
+    from lnsdeploy.exporters.nodes import node_of
 
     if proto.domain not in (DOMAIN, ""):
         raise UnsupportedError(f"node {proto.name!r}: operator domain {proto.domain!r} is unknown")
@@ -318,7 +319,7 @@ def _check_against_plans(
     """Rebuild the file from its plans: its nodes must be those, and differing tables are reported."""
     from onnx import numpy_helper
 
-    from lnsdeploy.exporters.nodes import DOMAIN
+    from lnsdeploy.exporters.functions import DOMAIN
 
     rebuilt = to_model(graph, macs, coverage, float_ops)
     if len(rebuilt.graph.node) != len(model.graph.node):

@@ -1,9 +1,9 @@
 """The ONNX operators of domain `lnsdeploy`, version 1, as functions in standard operators.
 
-Each operator has one body for every datapath: what differs is data (tables, attributes). Inside a body words are int32
-keys 4·code + sign, so that one addition of two keys indexes a table by code sum and product sign at once (spec 3.1), and
-the difference of two keys indexes Δ with the signs' relation included (spec 5.2). The key of zero lies beyond every sum
-of two others (as an operand), or far below every key (as an accumulator).
+Each operator has one body for every datapath: what differs is data (tables, attributes). Inside a body words are
+int32 keys 4·code + sign, so that one addition of two keys indexes a table by code sum and product sign at once
+(spec 3.1), and the difference of two keys indexes Δ with the signs' relation included (spec 5.2). The key of zero lies
+beyond every sum of two others (as an operand), or far below every key (as an accumulator).
 
 Every node has a name: ONNX Runtime 1.18 and 1.20 refuse functions with nameless nodes.
 """
@@ -814,7 +814,8 @@ OPERATORS: tuple[Operator, ...] = (
             Value(
                 "thresholds",
                 "float [C]",
-                "Entry k − 1: the smallest float32 not below the lower bound of code k; 0 first if underflow gives code 1.",
+                "Entry k − 1: the smallest float32 not below the lower bound of code k; "
+                "0 first if underflow gives code 1.",
             ),
         ),
         _y(),
@@ -976,7 +977,8 @@ def operator_page(operator: Operator) -> str:
     ):
         if values:
             lines += [f"## {title}", "", "| name | type | meaning |", "| --- | --- | --- |"]
-            lines += [f"| `{v.name}` | {v.type} | {v.meaning} |" for v in values]
+            # a bar would end the cell
+            lines += [f"| `{v.name}` | {v.type} | {v.meaning} |".replace("|A|", r"\|A\|") for v in values]
             lines.append("")
     body = function(operator.name)
     kinds = sorted({node.op_type for node in body.node})
@@ -987,3 +989,40 @@ def operator_page(operator: Operator) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def operator_pages() -> dict[str, str]:
+    """All pages of docs/operators, by file name."""
+    index = [
+        "# ONNX operators",
+        "",
+        f"Domain `{DOMAIN}`, operator set version {VERSION}. Each operator is also a model-local function of",
+        f"opset {OPSET}; what its words and tables mean is in [the specification](../datapath.md), whose paragraphs",
+        "the pages cite. Signatures never change once published. These pages are generated:",
+        "`python -m lnsdeploy.exporters.functions docs/operators`.",
+        "",
+        "| operator | what it does |",
+        "| --- | --- |",
+    ]
+    pages = {}
+    for operator in OPERATORS:
+        name = f"{operator.name}-{VERSION}.md"
+        pages[name] = operator_page(operator)
+        index.append(f"| [{operator.name}]({name}) | {operator.summary} |")
+    return {"README.md": "\n".join(index) + "\n", **pages}
+
+
+def main() -> None:
+    """Write the pages into the folder named on the command line."""
+    import sys
+    from pathlib import Path
+
+    from lnsdeploy.files import make_folder, write_text
+
+    folder = make_folder(Path(sys.argv[1]))
+    for name, text in operator_pages().items():
+        write_text(folder / name, text)
+
+
+if __name__ == "__main__":
+    main()

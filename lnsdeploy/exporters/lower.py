@@ -45,12 +45,29 @@ SUPPORTED = (
 class LayerSpec(Protocol):
     """How a layer was trained: what lowering must keep."""
 
-    weight: LNSFormat | None
-    weight_offset: Offset
-    weight_axis: int | None
-    activation: LNSFormat | None
-    input_offset: int
-    datapath: str | None
+    @property
+    def weight(self) -> LNSFormat | None:
+        """The weights' format, None for float."""
+
+    @property
+    def weight_offset(self) -> Offset:
+        """Their offset, or one per output channel."""
+
+    @property
+    def weight_axis(self) -> int | None:
+        """The axis of several offsets."""
+
+    @property
+    def activation(self) -> LNSFormat | None:
+        """The input's format, None for float."""
+
+    @property
+    def input_offset(self) -> int:
+        """The input's offset."""
+
+    @property
+    def datapath(self) -> str | None:
+        """The layer's own datapath: a name or a TOML file."""
 
 
 @dataclass(frozen=True)

@@ -311,7 +311,7 @@ def _node(node: g.Node, graph: g.LNSGraph, pool: _Pool) -> NodeProto:
             attributes |= {**_window_attributes(node.window), "group": node.groups}
         return with_tables(("Linear" if linear else "Log") + node.op, arrays, attributes)
     if isinstance(node, (g.Relu, g.MaxPool, g.Clip)):
-        attributes = _format_attributes("", node.format)
+        attributes = {**_format_attributes("", node.format)}
         if isinstance(node, g.MaxPool):
             attributes |= _window_attributes(node.window)
         elif isinstance(node, g.Clip):
