@@ -88,7 +88,7 @@ def _progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 @_data_dir
 @click.option("--model", default="mlp", show_default=True, help="Net: mlp or cnn.")
 @click.option("--bits", type=click.IntRange(2, 32), default=8, show_default=True, help="Word width.")
-@click.option("--gamma", type=click.IntRange(1), default=8, show_default=True, help="Codes per octave.")
+@click.option("--gamma", type=click.IntRange(1), default=None, help="Codes per octave; by default one that fits.")
 @click.option("--weights", metavar="BITS:GAMMA", default=None, help="Format of weights, if another.")
 @click.option("--activations", metavar="BITS:GAMMA", default=None, help="Format of activations, if another.")
 @click.option("--float", "as_float", is_flag=True, help="Train in float32: the yardstick.")
@@ -111,9 +111,11 @@ def train(out: Path, as_json: bool, restart: bool, recipe: Path | None, **option
     Example:
       lnsdeploy train --data digits --model cnn --bits 8 --gamma 8 --seed 0 --out run
     """
+    from lnsdeploy.formats import default_gamma
     from lnsdeploy.training.trainer import config_from_options
     from lnsdeploy.training.trainer import train as run_training
 
+    options["gamma"] = options["gamma"] or default_gamma(options["bits"])
     config = config_from_options(recipe=recipe, **options)
     with _progress("epochs", config.epochs or 1) as advance:
         result = run_training(config, out, restart=restart, progress=lambda epoch, _: advance(epoch))

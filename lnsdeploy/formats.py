@@ -158,6 +158,14 @@ class LNSFormat:
             raise BadValueError(f"{name}: word {int(words.max())} does not fit the {self.bits} bits of {self}")
 
 
+def default_gamma(bits: int) -> int:
+    """A base factor for a width where none is chosen: about 16 octaves from 8 bits up, less below.
+
+    Below 6 bits range, not precision, is what runs out, so γ falls (docs/results.md).
+    """
+    return {2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8}.get(bits, 1 << max(bits - 5, 0))
+
+
 @dataclass(frozen=True, eq=False)
 class LNSTensor:
     """Words with what they mean.

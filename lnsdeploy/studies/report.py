@@ -22,10 +22,8 @@ from typing import Any
 from lnsdeploy import __version__
 from lnsdeploy.errors import BadFileError, BadValueError
 from lnsdeploy.files import make_folder, read_bytes, write_json
-from lnsdeploy.formats import LNSFormat
+from lnsdeploy.formats import LNSFormat, default_gamma
 
-# γ for a width where the user names none: below 6 bits range, not precision, is what runs out.
-DEFAULT_GAMMA = {2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 8: 8}
 # One of each kind of datapath; each is adapted to the format at hand.
 DATAPATHS = ("lns-madam-8", "lns-madam-8-lut1", "mitchell-8", "gauss-8-guard", "gauss-8", "max-plus-8")
 # Inputs for the error of each layer, and for the comparison of executors.
@@ -56,7 +54,7 @@ def formats_for(widths: Sequence[int], gammas: str | None) -> list[LNSFormat]:
     chosen = []
     for bits in widths:
         own = [fmt for fmt in named if fmt.bits == bits]
-        chosen += own or [LNSFormat(bits, DEFAULT_GAMMA.get(bits, 1 << max(bits - 5, 0)))]
+        chosen += own or [LNSFormat(bits, default_gamma(bits))]
     return sorted(set(chosen))
 
 
