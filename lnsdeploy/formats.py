@@ -411,11 +411,10 @@ class _WideOctave:
         ratio = _multiply_high(significand, self.inverse[row]) << np.uint64(1)
         column = np.searchsorted(self.low, ratio, side="right")
         codes = row * self.step + column
-        # between which thresholds, and is either too near to tell?
-        above = self.low[np.minimum(column, len(self.low) - 1)]
-        below = self.low[np.maximum(column - 1, 0)]
+        # between which thresholds, and is either too near to tell? (nothing lies below the first or above the last)
+        padded = np.concatenate([[np.uint64(0)], self.low, [np.uint64((1 << 64) - 1)]])
         doubt = np.uint64(self._DOUBT)
-        unsure = (above - np.minimum(ratio, above) < doubt) | (ratio - np.minimum(below, ratio) < doubt)
+        unsure = (padded[column + 1] - ratio < doubt) | (ratio - padded[column] < doubt)
         for index in np.flatnonzero(unsure):
             codes[index] = self._exact(int(significand[index]), int(codes[index]))
         return codes.astype(np.int64)

@@ -101,7 +101,7 @@ def datapaths(draw: Any, free: bool = False) -> Datapath:
     activation, weight = draw(operand_formats(POWERS if linear else GAMMAS))
     gamma = max(activation.gamma, weight.gamma)
     accumulate: Accumulator = draw(linear_accumulators(gamma) if linear else log_accumulators(how))
-    text = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=12) if free else st.just("")
+    text = st.text(st.characters(codec="utf-8"), max_size=12) if free else st.just("")
     return Datapath(
         name=draw(text) or "generated",
         weight=weight,

@@ -359,7 +359,7 @@ class Encoded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x`, rounded to words if the model is prepared."""
-        return x if self.quantizer is None else self.quantizer(x)  # type: ignore[no-any-return]
+        return x if self.quantizer is None else self.quantizer(x)
 
     def _setup(self, recipe: LayerRecipe, name: str) -> None:
         fmt, old = recipe.activation, self.quantizer

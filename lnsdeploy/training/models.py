@@ -55,7 +55,6 @@ def mlp(in_shape: tuple[int, ...], classes: int) -> nn.Module:
         parts[f"hidden{number}"] = nn.Linear(inputs, outputs)
         parts[f"relu{number}"] = nn.ReLU()
     parts["output"] = nn.Linear(sizes[-1], classes)
-    parts["logits"] = Encoded()
     return nn.Sequential(parts)
 
 
@@ -83,7 +82,6 @@ def cnn(in_shape: tuple[int, ...], classes: int) -> nn.Module:
             average=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
             output=nn.Linear(second, classes),
-            logits=Encoded(),
         )
     )
 
