@@ -21,7 +21,7 @@ import numpy as np
 from lnsdeploy import tables
 from lnsdeploy.delta import METHODS, Delta, Exact, Table, check_gamma
 from lnsdeploy.errors import BadFileError, BadTypeError, BadValueError, LNSError, UnknownNameError
-from lnsdeploy.fields import check_choice, check_integer, check_string
+from lnsdeploy.fields import check_choice, check_integer, check_string, plain_integers
 from lnsdeploy.files import dump_toml, parse_toml, read_toml
 from lnsdeploy.formats import UNDERFLOWS, LNSFormat
 
@@ -76,6 +76,7 @@ class LinearAccumulator:
         elif self.encoder_bits is not None:
             raise BadValueError(f'encoder_bits belongs to encoder = "table"; leave it out with {self.encoder!r}')
 
+        plain_integers(self)
         if self.conversion == "bin" and self.bits + self.constant_bits + self.table_bits > 61:
             raise BadValueError(
                 'bits + constant_bits + table_bits must be at most 61 with conversion = "bin", '
@@ -115,6 +116,7 @@ class LogAccumulator:
         check_integer("lanes", self.lanes, 1, 1024)
         if not isinstance(self.delta, Delta):
             raise BadTypeError(f"delta must be one of the methods of lnsdeploy.delta, not {self.delta!r}")
+        plain_integers(self)
 
     @property
     def max_code(self) -> int:
@@ -166,9 +168,9 @@ class Datapath:
         if not isinstance(self.add, LogAccumulator):
             raise BadTypeError(f"add must be a LogAccumulator, not {self.add!r}")
         check_choice("underflow", self.underflow, UNDERFLOWS)
-        if self.spec != SPEC_VERSION:
+        if isinstance(self.spec, bool) or not isinstance(self.spec, int) or self.spec != SPEC_VERSION:
             raise BadValueError(
-                f"spec must be {SPEC_VERSION}, the version that this lnsdeploy executes, not {self.spec}"
+                f"spec must be {SPEC_VERSION}, the version that this lnsdeploy executes, not {self.spec!r}"
             )
         gamma = common_gamma(self.activation, self.weight)
         if self.output.gamma != gamma:
@@ -413,7 +415,7 @@ def _delta_from_dict(place: str, data: Any) -> Delta:
         raise BadValueError(f"{place} must be a table or a method's name, not {data!r}")
     values = dict(values)
     kind = values.pop("method", None)
-    if kind not in METHODS:
+    if not isinstance(kind, str) or kind not in METHODS:
         raise UnknownNameError(f"{place}.method", kind, METHODS)
     method = METHODS[kind]
     known = [f.name for f in dataclasses.fields(method)]

@@ -21,7 +21,7 @@ from mpmath import libmp
 
 from lnsdeploy import tables
 from lnsdeploy.errors import BadValueError
-from lnsdeploy.fields import check_choice, check_integer, check_power_of_two
+from lnsdeploy.fields import check_choice, check_integer, check_power_of_two, plain_integers
 
 Ints = npt.NDArray[np.int64]
 
@@ -63,6 +63,9 @@ class Delta:
     """Base of the methods: a method is data, its tables follow from it and from γ_acc."""
 
     kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        plain_integers(self)
 
     def tables(self, gamma_acc: int) -> DeltaTables:
         """The tables for an accumulator with `gamma_acc` codes per octave; made once, then cached."""
@@ -123,6 +126,7 @@ class Table(Delta):
         check_integer("entries", self.entries, 1, 1 << 16)
         check_power_of_two("step", self.step, 1 << 24)
         check_choice("sample", self.sample, ("left", "middle"))
+        super().__post_init__()
 
     def make(self, gamma_acc: int) -> tuple[Ints, Ints]:
         at = np.arange(self.entries, dtype=np.int64) * self.step
@@ -179,6 +183,7 @@ class Interpolated(Delta):
     def __post_init__(self) -> None:
         _check_segments(self.segments, self.spacing)
         check_integer("slope_bits", self.slope_bits, 1, 24)
+        super().__post_init__()
 
     def make(self, gamma_acc: int) -> tuple[Ints, Ints]:
         made = []
@@ -212,6 +217,7 @@ class Cotransform(Delta):
 
     def __post_init__(self) -> None:
         check_integer("split", self.split, 1, 20)
+        super().__post_init__()
 
     def make(self, gamma_acc: int) -> tuple[Ints, Ints]:
         plus, exact = tables.delta_plus(gamma_acc), tables.delta_minus(gamma_acc)
@@ -295,6 +301,7 @@ class Polynomial(Delta):
         check_integer("degree", self.degree, 1, 6)
         _check_segments(self.segments, self.spacing)
         check_integer("width", self.width, 0, 30)
+        super().__post_init__()
 
     def make(self, gamma_acc: int) -> tuple[Ints, Ints]:
         made = []
@@ -376,6 +383,7 @@ class Cordic(Delta):
     def __post_init__(self) -> None:
         check_integer("iterations", self.iterations, 1, 48)
         check_integer("width", self.width, 4, 48)
+        super().__post_init__()
 
     def make(self, gamma_acc: int) -> tuple[Ints, Ints]:
         w, one = self.width, 1 << self.width

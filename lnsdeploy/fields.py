@@ -10,6 +10,13 @@ import numpy as np
 from lnsdeploy.errors import BadTypeError, BadValueError, UnknownNameError
 
 
+def plain_integers(instance: Any) -> None:
+    """Turn the NumPy integers in the fields of a frozen dataclass into Python's, which JSON and TOML can write."""
+    for name, value in vars(instance).items():
+        if isinstance(value, np.integer):
+            object.__setattr__(instance, name, int(value))
+
+
 def check_integer(field: str, value: Any, low: int, high: int) -> None:
     """Refuse what is not an integer in low … high."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

@@ -168,6 +168,6 @@ def write_safetensors(
     """Write arrays and string metadata as safetensors, atomically; the same input gives the same bytes."""
     from safetensors.numpy import save
 
-    ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
     data = save(ordered, metadata=dict(sorted(metadata.items())) if metadata else None)
     write_bytes(path, data)

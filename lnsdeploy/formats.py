@@ -799,26 +799,31 @@ def _least_squares_offset(magnitudes: npt.NDArray[Any], fmt: LNSFormat) -> int:
 # ---------------------------------------------------------------------------------------------------
 # Random bits (spec 2.3)
 
-_PHILOX_M = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_PHILOX_M = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
 _PHILOX_W = (0x9E3779B9, 0xBB67AE85)
 
 
-def philox4x32(counter: tuple[npt.NDArray[np.uint64], ...], key: tuple[int, int]) -> tuple[npt.NDArray[np.uint64], ...]:
-    """Philox4x32 with ten rounds (Salmon et al. 2011): four 32-bit words for each counter of four words."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
+def philox4x32(
+    even: npt.NDArray[np.uint64], odd: npt.NDArray[np.uint64], key: tuple[int, int]
+) -> tuple[npt.NDArray[np.uint64], ...]:
+    """Philox4x32 with ten rounds (Salmon et al. 2011), in place.
+
+    Args:
+        even: words 0 and 2 of each counter, uint64 [2, n]; odd: words 1 and 3. Both are overwritten.
+        key: two 32-bit words.
+    Returns: the four output words, uint64 [n] each.
+    """
+    product = np.empty_like(even)
     mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    k0, k1 = key
     for _ in range(10):
-        p0 = c0 * _PHILOX_M[0]
-        p1 = c2 * _PHILOX_M[1]
-        c0, c1, c2, c3 = (
-            (p1 >> half) ^ c1 ^ np.uint64(k0),
-            p1 & mask,
-            (p0 >> half) ^ c3 ^ np.uint64(k1),
-            p0 & mask,
-        )
+        np.multiply(even, _PHILOX_M, out=product)
+        np.right_shift(product[::-1], half, out=even)
+        even ^= odd
+        even ^= np.array([[k0], [k1]], dtype=np.uint64)
+        np.bitwise_and(product[::-1], mask, out=odd)
         k0, k1 = (k0 + _PHILOX_W[0]) & 0xFFFFFFFF, (k1 + _PHILOX_W[1]) & 0xFFFFFFFF
-    return c0, c1, c2, c3
+    return even[0], odd[0], even[1], odd[1]
 
 
 def random_bytes(seed: int, stream: int, count: int, start: int = 0) -> npt.NDArray[np.uint8]:
@@ -834,15 +839,16 @@ def random_bytes(seed: int, stream: int, count: int, start: int = 0) -> npt.NDAr
     if count < 0 or start < 0:
         raise BadValueError(f"count and start must not be negative, not {count} and {start}")
     first, last = start // 16, -(-(start + count) // 16)
-    block = np.arange(first, last, dtype=np.uint64)
-    low = np.uint64(0xFFFFFFFF)
-    s0, s1 = stream & 0xFFFFFFFF, (stream >> 32) & 0xFFFFFFFF
-    counter = (
-        block & low,
-        block >> np.uint64(32),
-        np.full_like(block, s0),
-        np.full_like(block, s1),
-    )
-    words = philox4x32(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
-    data = np.stack([w.astype("<u4") for w in words], axis=-1).reshape(-1).view(np.uint8)
-    return data[start - 16 * first :][:count]
+    data = np.empty((last - first, 4), dtype="<u4")
+    for block in range(first, last, _CHUNK):
+        part = slice(block - first, min(block + _CHUNK, last) - first)
+        index = np.arange(block, min(block + _CHUNK, last), dtype=np.uint64)
+        words = philox4x32(
+            np.stack([index & np.uint64(0xFFFFFFFF), np.full_like(index, stream & 0xFFFFFFFF)]),
+            np.stack([index >> np.uint64(32), np.full_like(index, (stream >> 32) & 0xFFFFFFFF)]),
+            (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF),
+        )
+        for column, word in enumerate(words):
+            data[part, column] = word
+    flat = data.reshape(-1).view(np.uint8)
+    return flat[start - 16 * first :][:count]
