@@ -343,33 +343,6 @@ class FoldedBatchNorm2d(nn.BatchNorm2d):
         return super().forward(x) if self.training else x
 
 
-class Encoded(nn.Module):
-    """Marks a tensor that the deployed net holds as words although no layer reads it.
-
-    Layers quantize what they read, so sums of branches and the net's output would stay float in training. A
-    model calls this module there: the identity, until :func:`prepare_` gives it the recipe's activation
-    format for its name. A deployed copy has an ``nn.Identity`` in its place.
-    """
-
-    quantizer: ActivationQuantizer | None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.quantizer = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x`, rounded to words if the model is prepared."""
-        return x if self.quantizer is None else self.quantizer(x)
-
-    def _setup(self, recipe: LayerRecipe, name: str) -> None:
-        fmt, old = recipe.activation, self.quantizer
-        if fmt is None:
-            self.quantizer = None
-        elif old is None or (old.format, old.method) != (fmt, recipe.calibration):
-            self.quantizer = ActivationQuantizer(fmt, recipe.calibration, name=name or "the output")
-            self.quantizer.train(self.training)
-
-
 _FOLDED = (FoldedBatchNorm1d, FoldedBatchNorm2d)
 
 
@@ -425,7 +398,7 @@ def fold(layer: nn.Module, norm: BatchNorm) -> tuple[Tensor, Tensor]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (LNSLayer, Encoded, ActivationQuantizer, *_FOLDED)) or super().is_leaf_module(
+        return isinstance(m, (LNSLayer, ActivationQuantizer, *_FOLDED)) or super().is_leaf_module(
             m, module_qualified_name
         )
 
@@ -517,8 +490,7 @@ def prepare_(model: nn.Module, recipe: Recipe | None = None) -> nn.Module:
     if not isinstance(recipe, Recipe):
         raise BadTypeError(f"recipe must be a Recipe, not {type(recipe).__name__}")
     names = {module: name for name, module in model.named_modules() if _is_layer(module)}
-    marks = {name: module for name, module in model.named_modules() if isinstance(module, Encoded)}
-    recipe.check_patterns([*names.values(), *marks])
+    recipe.check_patterns(names.values())
     chosen = {module: recipe.for_layer(name) for module, name in names.items()}
     for layer_recipe in chosen.values():
         if layer_recipe.datapath is not None:
@@ -543,8 +515,6 @@ def prepare_(model: nn.Module, recipe: Recipe | None = None) -> nn.Module:
             made._setup(layer_recipe, names[layer], norm)
             replaced[layer] = made
     model = _replace(model, replaced)
-    for name, mark in marks.items():
-        mark._setup(recipe.for_layer(name), name)
     _warn_about(model, recipe, pairs)
     return model
 
@@ -660,9 +630,6 @@ def deployable(model: nn.Module) -> tuple[nn.Module, dict[str, LayerSpec]]:
             replaced[layer] = _plain_layer(layer, layer.effective_weight(), layer.effective_bias())
             if layer.norm is not None:
                 replaced[layer.norm] = nn.Identity()
-        for module in plain.modules():
-            if isinstance(module, Encoded):
-                replaced[module] = nn.Identity()
         plain = _replace(plain, replaced)
         pairs = _find_pairs(plain)
         names = {module: name for name, module in plain.named_modules()}

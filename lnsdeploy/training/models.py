@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from lnsdeploy.errors import BadValueError, UnknownNameError
-from lnsdeploy.training.layers import Encoded
 
 HIDDEN = (128, 64)
 CHANNELS = (8, 16)
@@ -31,15 +30,12 @@ class ResidualBlock(nn.Module):
         self.relu1 = nn.ReLU()
         self.conv2 = _conv(channels, channels)
         self.norm2 = nn.BatchNorm2d(channels)
-        self.branch = Encoded()
         self.relu2 = nn.ReLU()
-        self.sum = Encoded()
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [n, channels, height, width] to the same shape."""
         inner = self.relu1(self.norm1(self.conv1(x)))
-        branch = self.branch(self.norm2(self.conv2(inner)))
-        return self.sum(self.relu2(x + branch))  # type: ignore[no-any-return]
+        return self.relu2(x + self.norm2(self.conv2(inner)))  # type: ignore[no-any-return]
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -77,7 +73,6 @@ def cnn(in_shape: tuple[int, ...], classes: int) -> nn.Module:
             norm2=nn.BatchNorm2d(second),
             relu2=nn.ReLU(),
             pool=nn.MaxPool2d(2),
-            shortcut=Encoded(),
             block=ResidualBlock(second),
             average=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
