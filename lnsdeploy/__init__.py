@@ -36,6 +36,7 @@ __all__ = [
     "LNSTensor",
     "LinearAccumulator",
     "LogAccumulator",
+    "__version__",
     "calibrate",
     "compare",
     "decode",
@@ -44,7 +45,6 @@ __all__ = [
     "load_artifact",
     "load_datapath",
     "named_datapaths",
-    "__version__",
 ]
 
 if TYPE_CHECKING:

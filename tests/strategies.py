@@ -54,7 +54,7 @@ def linear_accumulators(draw: Any, gamma: int) -> LinearAccumulator:
     table_bits = draw(st.integers(0, min(gamma.bit_length() - 1, 4)))
     constant_bits = draw(st.one_of(st.integers(0, 10), st.integers(0, 24)))
     widest = 62 if conversion == "product" else 61 - constant_bits - table_bits
-    bits = draw(st.one_of(st.integers(2, 12), st.integers(2, widest)))
+    bits = draw(st.one_of(st.integers(8, 32), st.integers(8, 20), st.integers(2, widest)))
     encoder = draw(st.sampled_from(["exact", "table", "mitchell"]))
     return LinearAccumulator(
         bits=min(bits, widest),
@@ -74,7 +74,7 @@ def linear_accumulators(draw: Any, gamma: int) -> LinearAccumulator:
 def log_accumulators(draw: Any, how: st.SearchStrategy[Delta] | None = None) -> LogAccumulator:
     """Any log accumulator; by default with the parametrisations of `DELTAS`."""
     return LogAccumulator(
-        bits=draw(st.one_of(st.integers(1, 12), st.integers(1, 40))),
+        bits=draw(st.one_of(st.integers(6, 12), st.integers(6, 12), st.integers(1, 40))),
         guard_bits=draw(st.integers(0, 3)),
         lanes=draw(st.integers(1, 9)),
         delta=draw(st.sampled_from(DELTAS) if how is None else how),
@@ -89,7 +89,8 @@ def operand_formats(draw: Any, gammas: st.SearchStrategy[int], max_bits: int = 1
     pair = [gamma, narrow]
     if draw(st.booleans()):
         pair.reverse()
-    first, second = (LNSFormat(draw(st.integers(2, max_bits)), g, draw(st.booleans())) for g in pair)
+    widths = st.one_of(st.integers(5, 8), st.integers(2, max_bits))
+    first, second = (LNSFormat(draw(widths), g, draw(st.booleans())) for g in pair)
     return first, second
 
 
@@ -106,7 +107,7 @@ def datapaths(draw: Any, free: bool = False) -> Datapath:
         name=draw(text) or "generated",
         weight=weight,
         activation=activation,
-        output=LNSFormat(draw(st.integers(2, 12)), gamma, draw(st.booleans())),
+        output=LNSFormat(draw(st.one_of(st.integers(7, 12), st.integers(2, 12))), gamma, draw(st.integers(0, 3)) > 0),
         accumulate=accumulate,
         add=draw(log_accumulators(how)),
         underflow=draw(UNDERFLOWS),
@@ -151,18 +152,18 @@ def dot_plans(draw: Any, channels: int) -> DotPlan:
     shared = int(plan.product_offset(1 if not per_channel else channels)[0]) if channels or not per_channel else 0
     if datapath.is_linear:
         part = datapath.linear
-        lsb = middle // gamma - part.bits // 2 + draw(st.integers(-part.bits, part.bits))
-        lsb = draw(st.one_of(st.just(lsb), st.integers(-90, 90)))
-        result = shared + gamma * (lsb + part.bits // 2)
+        lsb = middle // gamma - part.bits // 2 + draw(st.integers(-part.bits // 2, part.bits // 2))
+        lsb = draw(st.one_of(st.just(lsb), st.just(lsb), st.integers(-90, 90)))
+        result = shared + max(gamma * (lsb + part.bits // 2), middle)
         plan = dataclasses.replace(plan, lsb=lsb)
     else:
         reach = datapath.log.max_code >> datapath.log.guard_bits
-        acc = shared + middle - reach // 2 + draw(st.integers(-reach, reach))
+        acc = shared + middle - reach // 2 + draw(st.integers(-reach // 3, reach // 3))
         many = draw(st.booleans()) and channels
         shifts = draw(st.lists(st.integers(-9, 9), min_size=channels, max_size=channels)) if many else [0]
         plan = dataclasses.replace(plan, acc_offset=np.array(shifts) + acc if many else acc)
-        result = acc + reach // 2
-    nudge = draw(st.integers(-datapath.output.max_code, datapath.output.max_code))
+        result = shared + middle
+    nudge = draw(st.integers(-datapath.output.max_code // 3, datapath.output.max_code // 3))
     output_offset = result - datapath.output.max_code // 2 + nudge
     return dataclasses.replace(plan, output_offset=int(np.clip(output_offset, -(2**31) + 1, 2**31 - 1)))
 

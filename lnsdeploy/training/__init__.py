@@ -1,0 +1,79 @@
+"""Training in LNS: Madam, quantization-aware layers, recipes, the trainer. Needs the extra `train`.
+
+The names below are imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "Dataset": "data",
+    "IntegerMadam": "madam",
+    "LNSConv2d": "layers",
+    "LNSLinear": "layers",
+    "LayerRecipe": "recipe",
+    "Madam": "madam",
+    "Recipe": "recipe",
+    "Run": "run",
+    "TrainConfig": "run",
+    "deployable": "layers",
+    "evaluate": "trainer",
+    "fake_quantize": "fake_quantize",
+    "load_data": "data",
+    "load_recipe": "recipe",
+    "load_run": "run",
+    "prepare_": "layers",
+    "train": "trainer",
+}
+
+__all__ = [
+    "Dataset",
+    "IntegerMadam",
+    "LNSConv2d",
+    "LNSLinear",
+    "LayerRecipe",
+    "Madam",
+    "Recipe",
+    "Run",
+    "TrainConfig",
+    "deployable",
+    "evaluate",
+    "fake_quantize",
+    "load_data",
+    "load_recipe",
+    "load_run",
+    "prepare_",
+    "train",
+]
+
+if TYPE_CHECKING:
+    from lnsdeploy.training.data import Dataset, load_data
+    from lnsdeploy.training.fake_quantize import fake_quantize
+    from lnsdeploy.training.layers import LNSConv2d, LNSLinear, deployable, prepare_
+    from lnsdeploy.training.madam import IntegerMadam, Madam
+    from lnsdeploy.training.recipe import LayerRecipe, Recipe, load_recipe
+    from lnsdeploy.training.run import Run, TrainConfig, load_run
+    from lnsdeploy.training.trainer import evaluate, train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'lnsdeploy.training' has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"lnsdeploy.training.{_HOME[name]}")
+    except ModuleNotFoundError as error:
+        if error.name == "torch":
+            from lnsdeploy.errors import MissingDependencyError
+
+            raise MissingDependencyError("training needs torch: pip install 'lnsdeploy[train]'") from error
+        raise
+    value = getattr(module, name)
+    # `fake_quantize` is a module's name too: from now on the name means the function
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

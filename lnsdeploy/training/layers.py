@@ -11,7 +11,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -636,6 +636,8 @@ def deployable(model: nn.Module) -> tuple[nn.Module, dict[str, LayerSpec]]:
         folded: dict[nn.Module, nn.Module] = {}
         for plain_layer, norm in pairs.found:
             if names[plain_layer] in specs:
+                # built by hand without its norm: lowering folds, and so chooses the offsets
+                specs[names[plain_layer]] = _without_weight(specs[names[plain_layer]])
                 continue
             folded[plain_layer] = _plain_layer(plain_layer, *fold(plain_layer, norm))
             folded[norm] = nn.Identity()
@@ -680,5 +682,8 @@ def _distrust(plain: nn.Module, specs: dict[str, LayerSpec], fused: set[str], pa
         widths = {module.num_features for module in part.children() if isinstance(module, BatchNorm)}
         for name, module in part.named_modules(prefix=prefix):
             if name in specs and name not in fused and cast(Tensor, module.weight).shape[0] in widths:
-                old = specs[name]
-                specs[name] = LayerSpec(None, 0, None, old.activation, old.input_offset, old.datapath)
+                specs[name] = _without_weight(specs[name])
+
+
+def _without_weight(spec: LayerSpec) -> LayerSpec:
+    return replace(spec, weight=None, weight_offset=0, weight_axis=None)
