@@ -108,7 +108,7 @@ def test_missing_data_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.M
     message = str(caught.value)
     for part in (f"{tmp_path / 'v'}, {tmp_path / 'v' / 'mnist'}, data, ", *NAMES.values(), "--data-dir"):
         assert part in message
-    with pytest.raises(BadFileError, match="looked in .*none"):
+    with pytest.raises(BadFileError, match=r"looked in .*none"):
         load_data("mnist", tmp_path / "none")
 
 

@@ -222,13 +222,13 @@ class Window:
 
     def __post_init__(self) -> None:
         axes = len(self.kernel)
+        if not 1 <= axes <= 3 or min(self.kernel) < 1:
+            raise BadValueError(f"kernel must be one to three integers of at least 1, not {self.kernel}")
         for name, length, default in (("strides", axes, 1), ("pads", 2 * axes, 0), ("dilations", axes, 1)):
             value = tuple(int(v) for v in getattr(self, name)) or (default,) * length
             if len(value) != length or min(value) < default:
                 raise BadValueError(f"{name} must be {length} integers of at least {default}, not {value}")
             object.__setattr__(self, name, value)
-        if not 1 <= axes <= 3 or min(self.kernel) < 1:
-            raise BadValueError(f"kernel must be one to three integers of at least 1, not {self.kernel}")
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Spatial shape of the result.

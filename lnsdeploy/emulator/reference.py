@@ -373,7 +373,7 @@ def convolution(
             patches = view[some, group * inputs : (group + 1) * inputs].transpose(order)
             count = patches.shape[0]
             rows = dot(
-                patches.reshape(-1, depth),
+                patches.reshape(count * int(np.prod(spatial)), depth),
                 w[part].reshape(each, depth),
                 start[part],
                 plan.channels(part),
