@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +103,8 @@ def test_a_finished_run_is_not_repeated(run: Path) -> None:
 
 def test_learning_happens(tmp_path: Path) -> None:
     for optimizer in OPTIMIZERS:
-        result = train(quick(optimizer=optimizer, epochs=12, batch_size=64), tmp_path / optimizer)
-        assert result.accuracy > 0.9, optimizer
+        result = train(quick(optimizer=optimizer, epochs=6, batch_size=96), tmp_path / optimizer)
+        assert result.accuracy > 0.85, optimizer
 
 
 def test_float_runs_have_no_lns_layers(tmp_path: Path) -> None:
@@ -148,7 +147,7 @@ def test_interrupted_runs_end_with_the_same_bits(tmp_path: Path, optimizer: str,
 _CHILD = """
 import sys
 from lnsdeploy.training.trainer import config_from_options, train
-config = config_from_options(epochs=200, batch_size=16, optimizer="integer-madam", bits=6, gamma=4)
+config = config_from_options(epochs=200, batch_size=64, optimizer="integer-madam", bits=6, gamma=4)
 train(config, sys.argv[1], progress=lambda epoch, row: print(epoch, flush=True))
 """
 
@@ -167,7 +166,7 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
     assert lines == ["1\n", "2\n"]
-    config = config_from_options(epochs=200, batch_size=16, optimizer="integer-madam", bits=6, gamma=4)
+    config = config_from_options(epochs=200, batch_size=64, optimizer="integer-madam", bits=6, gamma=4)
     done = len(_checkpoint_history(folder))
     assert 2 <= done < 200
 
@@ -190,8 +189,8 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
 
 
 def _checkpoint_history(folder: Path) -> list[Any]:
-    _, metadata = read_safetensors(folder / runs.CHECKPOINT)
-    found: list[Any] = json.loads(metadata["history"])
+    _, notes = runs.read_state(folder / runs.CHECKPOINT)
+    found: list[Any] = notes["history"]
     return found
 
 
@@ -221,7 +220,7 @@ def test_initial_weights() -> None:
     for x, y, z in zip(a.parameters(), b.parameters(), c.parameters(), strict=True):
         assert torch.equal(x, y)
         assert x.ndim == 1 or not torch.equal(x, z)
-    assert float(a.hidden1.weight.std()) == pytest.approx((2 / 64) ** 0.5, rel=0.05)
+    assert float(a.hidden1.weight.detach().std()) == pytest.approx((2 / 64) ** 0.5, rel=0.05)
     with pytest.raises(UnknownNameError, match="'mpl'; did you mean 'mlp'"):
         build_model("mpl", (1, 8, 8), 10)
     with pytest.raises(BadValueError, match="images"):
@@ -312,12 +311,12 @@ def test_recipe_file_over_options(tmp_path: Path) -> None:
         ({"lr": 0}, BadValueError, "lr must be a number above 0, not 0"),
         ({"lr": float("nan")}, BadValueError, "lr must be a number above 0"),
         ({"lr": "fast"}, BadTypeError, "lr must be a number above 0, not 'fast'"),
-        ({"epochs": 0}, BadValueError, "epochs must be an integer from 1"),
+        ({"epochs": 0}, BadValueError, "epochs must be from 1"),
         ({"batch_size": 0}, BadValueError, "batch_size"),
         ({"seed": -1}, BadValueError, "seed"),
         ({"threads": 0}, BadValueError, "threads"),
         ({"update_bits": 8}, BadValueError, "update_bits belongs to integer-madam"),
-        ({"optimizer": "integer-madam", "update_bits": 1}, BadValueError, "update_bits must be an integer from 2"),
+        ({"optimizer": "integer-madam", "update_bits": 1}, BadValueError, "update_bits must be from 2 to 32, not 1"),
         ({"as_float": 1}, BadTypeError, "as_float must be true or false"),
         ({"data_dir": 3}, BadTypeError, "data_dir must be text"),
     ],
@@ -364,17 +363,17 @@ def _truncate(path: Path) -> None:
 
 
 def _rewrite(path: Path, change: Any) -> None:
-    arrays, metadata = read_safetensors(path)
-    change(arrays, metadata)
-    write_safetensors(path, arrays, metadata)
+    arrays, notes = runs.read_state(path)
+    change(arrays, notes)
+    runs.write_state(path, arrays, notes)
 
 
 def _edit(**changes: Any):  # type: ignore[no-untyped-def]
-    """A change of arrays or metadata, by name; None removes."""
+    """A change of arrays or notes, by name; None removes."""
 
-    def change(arrays: dict[str, Any], metadata: dict[str, str]) -> None:
+    def change(arrays: dict[str, Any], notes: dict[str, Any]) -> None:
         for key, value in changes.items():
-            place: dict[str, Any] = metadata if key in ("identity", "accuracy", "words") else arrays
+            place: dict[str, Any] = notes if key in ("identity", "accuracy", "words") else arrays
             name = key.replace("__", ".")
             if value is None:
                 place.pop(name)
@@ -395,9 +394,11 @@ def _edit(**changes: Any):  # type: ignore[no-untyped-def]
         (_edit(identity="0" * 16), r"belongs to another config\.toml"),
         (_edit(accuracy="high"), "metadata are not those of a trained net"),
         (_edit(accuracy=None), "metadata are not those of a trained net"),
-        (_edit(accuracy="7"), "metadata are not those of a trained net"),
-        (_edit(words="[]"), "metadata are not those of a trained net"),
-        (_edit(words='{"hidden1.weight": 3}'), r"words of 'hidden1\.weight' are damaged"),
+        (_edit(accuracy=7), "metadata are not those of a trained net"),
+        (_edit(words=[]), "metadata are not those of a trained net"),
+        (_edit(words={}), "unexpected tensor 'hidden1.weight.words'"),
+        (_edit(words=lambda w: w | {"hidden1.weight": 3}), r"words of 'hidden1\.weight' are damaged"),
+        (_edit(words=lambda w: w | {"hidden1.bias": {}}), r"words of 'hidden1\.bias' are missing"),
         (_edit(hidden1__weight__words=lambda a: a ^ 1), r"words of 'hidden1\.weight' are not those of its values"),
         (_edit(hidden1__weight__words=lambda a: a.astype(np.uint8)), r"words of 'hidden1\.weight' are damaged"),
         (_edit(hidden1__weight__words=None), r"words of 'hidden1\.weight' are missing"),
@@ -482,13 +483,19 @@ def test_damaged_checkpoint(tmp_path: Path) -> None:
         with pytest.raises(BadFileError, match=message):
             train(config, tmp_path)
 
-    damaged(lambda a, m: m.update(history="["), "damaged metadata .*--restart")
-    damaged(lambda a, m: m.update(history='[{"epoch": 1}]'), "damaged metadata")
-    damaged(lambda a, m: m.update(optimizer="[]"), "damaged metadata")
+    damaged(lambda a, m: m.update(history=3), "damaged metadata .*--restart")
+    damaged(lambda a, m: m.update(history=[{"epoch": 1}]), "damaged metadata")
+    damaged(lambda a, m: m.update(history=m["history"] * 3), "3 epochs, though only 2")
+    damaged(lambda a, m: m.update(optimizer=[]), "damaged metadata")
     damaged(lambda a, m: a.update({"optimizer.99.exp_avg_sq": np.zeros(3)}), "unexpected tensor")
     damaged(lambda a, m: a.update({"optimizer.0.exp_avg_sq": np.zeros(3)}), "has shape")
     damaged(lambda a, m: a.pop("optimizer.0.exp_avg_sq"), "exp_avg_sq.*--restart")
     damaged(lambda a, m: a.pop("model.hidden1.weight"), "is missing")
+    arrays, _ = read_safetensors(file)
+    for metadata in ({}, {"lnsdeploy": "["}, {"lnsdeploy": "3"}):
+        write_safetensors(file, arrays, metadata)
+        with pytest.raises(BadFileError, match="metadata are not lnsdeploy's"):
+            train(config, tmp_path)
     file.write_bytes(whole[:-64])
     with pytest.raises(BadFileError, match=r"checkpoint\.safetensors"):
         train(config, tmp_path)
@@ -527,8 +534,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_divergence_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadValueError, match="diverged"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pytest.raises(BadValueError, match="diverged"):
         train(quick(optimizer="sgd", lr=1e30, as_float=True), tmp_path / "a")
     with pytest.raises(BadValueError, match="diverged"):
         train(quick(optimizer="sgd", lr=1e30), tmp_path / "b")

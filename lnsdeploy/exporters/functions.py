@@ -1,16 +1,21 @@
 """The ONNX operators of domain `lnsdeploy`, version 1, as functions in standard operators.
 
 Each operator has one body for every datapath: what differs is data (tables, attributes). Inside a body words are
-int32 keys 4·code + sign, so that one addition of two keys indexes a table by code sum and product sign at once
-(spec 3.1), and the difference of two keys indexes Δ with the signs' relation included (spec 5.2). The key of zero lies
-beyond every sum of two others (as an operand), or far below every key (as an accumulator).
+int32 keys 4·code + sign, so that one addition of two keys indexes a table by code sum and product sign at once (spec
+3.1), and the difference of two keys indexes Δ with the signs' relation included (spec 5.2). As an operand, zero has a
+key beyond every sum of two others; in an accumulator it is 0, and the others are raised beyond every difference that
+has a Δ.
+
+What costs time in ONNX Runtime is looking up single elements: `Gather` copies each by a call (12 to 35 ns),
+`GatherElements` does not (1 to 2 ns), an element-wise pass takes less than 1 ns. So every table is read by
+`GatherElements`, whose rows are also what its threads share.
 
 Every node has a name: ONNX Runtime 1.18 and 1.20 refuse functions with nameless nodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -25,11 +30,16 @@ IR_VERSION = 10
 
 # Bits of a log accumulator's code that int32 keys can carry.
 MAX_LOG_BITS = 26
-# The key of zero in a log accumulator: below every other by more than any difference that has a Δ.
-LOG_ZERO = -(1 << 29)
+# Added to a key to cancel it: below every key of a log accumulator.
+_CANCEL = -(1 << 29)
 # Below every word in the order of values; what padding holds in max pooling.
 LOWEST = -(1 << 30)
-_POWERS = [1 << i for i in range(24, -1, -1)]
+# Rows of a product are taken in blocks: about this many accumulators, so that memory does not grow with the batch.
+_BLOCK = 1 << 17
+# Copies of a table that as many threads read, where it has at most _SHARED entries and there are rows for all.
+_COPIES = 8
+_SHARED = 1 << 16
+_POWERS = [1 << i for i in range(63)]
 
 
 class Body:
@@ -93,17 +103,19 @@ class Body:
         """A cast to int64."""
         return self.cast(value, TensorProto.INT64)
 
-    def cast_to_attribute(self, value: str, attribute: str, output: str) -> None:
+    def cast_to_attribute(self, value: str, attribute: str, output: str | None = None) -> str:
         """A cast to the type that an attribute of the operator names."""
         name = self._name("Cast")
-        node = NodeProto(op_type="Cast", name=name, input=[value], output=[output])
+        made = output or f"{name}_out"
+        node = NodeProto(op_type="Cast", name=name, input=[value], output=[made])
         entry = node.attribute.add()
         entry.name, entry.type, entry.ref_attr_name = "to", AttributeProto.INT, attribute
         self.nodes.append(node)
+        return made
 
     def power(self, exponent: str) -> str:
-        """2^exponent, int64."""
-        return self.op("Pow", self.i64(2), exponent)
+        """2^exponent for an exponent of 0 to 62, int64."""
+        return self.op("Gather", self.i64(_POWERS), exponent)
 
     def at(self, value: str, index: int) -> str:
         """One element of a list, as a scalar."""
@@ -117,6 +129,27 @@ class Body:
         """Reshape to a list of scalars and lists; zero-sized axes stay zero."""
         return self.op("Reshape", value, self.shape(*parts), allowzero=1)
 
+    def product(self, *factors: str) -> str:
+        """The product of scalars."""
+        total = factors[0]
+        for factor in factors[1:]:
+            total = self.op("Mul", total, factor)
+        return total
+
+    def ceil_div(self, value: str, divisor: str) -> str:
+        """⌈value/divisor⌉ of int64 scalars ≥ 0."""
+        return self.op("Div", self.op("Sub", self.op("Add", value, divisor), self.i64(1)), divisor)
+
+    def steps(self, count: str, stride: str) -> str:
+        """0, stride, 2·stride, …: int64 [count]."""
+        return self.op("Mul", self.op("Range", self.i64(0), count, self.i64(1)), stride)
+
+    def outer(self, slow: str, fast: str | None) -> str:
+        """Every sum of two lists, the second running faster, as a list."""
+        if fast is None:
+            return slow
+        return self.op("Reshape", self.op("Add", self.op("Unsqueeze", slow, self.i64([1])), fast), self.i64([-1]))
+
     def graph(self, inputs: list[str], outputs: list[str]) -> GraphProto:
         """The nodes as a subgraph."""
         return helper.make_graph(
@@ -126,13 +159,20 @@ class Body:
             [onnx.ValueInfoProto(name=name) for name in outputs],
         )
 
-    def scan(self, states: list[str], sequences: list[str], step: Callable[[Body, list[str]], list[str]]) -> str:
-        """A Scan over axis 0 of sequences; returns the final value of the only state."""
+    def scan(
+        self, states: list[str], sequences: list[str], step: Callable[[Body, list[str]], str], rank: int = 2
+    ) -> str:
+        """A Scan over axis 0 of sequences; returns its only output.
+
+        That is the final value of the only state, or, without states, what the steps give, stacked. A step gives an
+        array of `rank` axes.
+        """
         name = self._name("Scan")
         inner = Body(f"{name}_")
         inputs = [f"{name}_in_{i}" for i in range(len(states) + len(sequences))]
-        outputs = [inner.op("Identity", value) for value in step(inner, inputs)]
-        return self.op("Scan", *states, *sequences, num_scan_inputs=len(sequences), body=inner.graph(inputs, outputs))
+        # changes nothing, but lets ONNX Runtime up to 1.20 infer the rank, without which it refuses to run
+        output = inner.op("Reshape", step(inner, inputs), inner.i64([0] * (rank - 1) + [-1]))
+        return self.op("Scan", *states, *sequences, num_scan_inputs=len(sequences), body=inner.graph(inputs, [output]))
 
     def branch(self, condition: str, yes: Callable[[Body], str], no: Callable[[Body], str]) -> str:
         """An If with one result; only the branch taken costs anything."""
@@ -146,7 +186,7 @@ class Body:
 
 
 # ---------------------------------------------------------------------------------------------------
-# Words and keys
+# Words, keys, look-ups
 
 
 def _mask(b: Body, bits: str, signed: str) -> str:
@@ -170,289 +210,423 @@ def _keys(b: Body, x: str, side: str, zero: str, shift: str | None = None) -> st
     return b.op("Where", b.op("Equal", codes, b.i32(0)), zero, keys)
 
 
-def _words(b: Body, codes: str, negative: str, zero: str) -> None:
-    """Output Y: words of int64 codes, limited to the output format (spec 2.4)."""
-    most = _mask(b, "output_bits", "output_signed")
-    unsigned = b.op("Equal", b.attribute("output_signed"), b.i64(0))
-    nothing = b.op("Or", zero, b.op("And", negative, unsigned))
-    under = b.op("Or", nothing, b.op("Less", codes, b.i64(1)))
-    limited = b.op("Where", under, b.attribute("underflow"), b.op("Min", codes, most))
-    signed = b.op("And", b.op("And", negative, b.op("Not", nothing)), b.op("Greater", limited, b.i64(0)))
-    word = b.op("Add", limited, b.op("Where", signed, b.op("Add", most, b.i64(1)), b.i64(0)))
-    b.cast_to_attribute(word, "output_type", "Y")
+class _Output:
+    """Words of the output format (spec 2.4), with the constants made once outside every loop."""
+
+    def __init__(self, b: Body):
+        self.most = _mask(b, "output_bits", "output_signed")
+        self.sign = b.op("Add", self.most, b.i64(1))
+        self.unsigned = b.op("Equal", b.attribute("output_signed"), b.i64(0))
+        self.underflow = b.attribute("underflow")
+
+    def __call__(self, b: Body, codes: str, negative: str, zero: str) -> str:
+        """int32 words of int64 codes; `zero` marks results that are exactly zero."""
+        nothing = b.op("Or", zero, b.op("And", negative, self.unsigned))
+        under = b.op("Or", nothing, b.op("Less", codes, b.i64(1)))
+        limited = b.op("Where", under, self.underflow, b.op("Min", codes, self.most))
+        signed = b.op("And", b.op("And", negative, b.op("Not", nothing)), b.op("Greater", limited, b.i64(0)))
+        return b.cast32(b.op("Add", limited, b.op("Where", signed, self.sign, b.i64(0))))
 
 
-def _count_reached(b: Body, thresholds: str, values: str) -> str:
-    """How many of sorted thresholds are at most each value, int64: a binary search."""
-    size = b.op("Size", thresholds)
-    powers = b.i64(_POWERS)
-    steps = b.op("Compress", powers, b.op("LessOrEqual", powers, size))
-    last = b.op("Sub", size, b.i64(1))
-    start = b.op("Expand", b.i64(0), b.op("Shape", values))
+class _Table:
+    """A table to look single elements up in; `copies` of it are read by as many threads."""
 
-    def step(s: Body, names: list[str]) -> list[str]:
-        found, weight = names
-        tried = s.op("Add", found, weight)
-        inside = s.op("LessOrEqual", tried, size)
-        index = s.op("Min", s.op("Sub", tried, s.i64(1)), last)
-        # written as "not above" would make NaN the largest number
-        reached = s.op("LessOrEqual", s.op("Gather", thresholds, index), values)
-        return [s.op("Where", s.op("And", inside, reached), tried, found)]
+    def __init__(self, b: Body, values: str, copies: str | None = None):
+        self.data = b.op("Reshape", values, b.i64([1, -1]))
+        self.shape = b.i64([1, -1])
+        if copies is not None:
+            self.data = b.op("Expand", self.data, b.shape(copies, b.i64(1)))
+            self.shape = b.shape(copies, b.i64(-1))
 
-    return b.scan([start], [steps], step)
+    def split(self, b: Body, value: str) -> str:
+        """Anything as [copies, …]."""
+        return b.op("Reshape", value, self.shape)
+
+    def __call__(self, b: Body, index: str) -> str:
+        """Entries [copies, …] of indices [copies, …]."""
+        return b.op("GatherElements", self.data, index, axis=1)
+
+    def any(self, b: Body, index: str) -> str:
+        """Entries for indices of any shape."""
+        return b.op("Reshape", self(b, self.split(b, index)), b.op("Shape", index), allowzero=1)
+
+
+class _Ladder:
+    """How many of sorted thresholds a value reaches: a binary search (spec 2.1, 4.6)."""
+
+    def __init__(self, b: Body, thresholds: str, copies: str | None = None):
+        self.size = b.op("Size", thresholds)
+        powers = b.i64(_POWERS[24::-1])
+        weights = b.op("Compress", powers, b.op("LessOrEqual", powers, self.size))
+        self.weights = b.cast32(weights)
+        # up to 2^n − 1 entries by repeating the last; entry 0 is never asked for
+        whole = b.op("Mul", b.at(weights, 0), b.i64(2))
+        last = b.op(
+            "Slice", thresholds, b.op("Reshape", b.op("Sub", self.size, b.i64(1)), b.i64([1])), b.i64([1 << 30])
+        )
+        more = b.op("Expand", last, b.shape(b.op("Sub", b.op("Sub", whole, b.i64(1)), self.size)))
+        self.table = _Table(b, b.op("Concat", last, thresholds, more, axis=0), copies)
+
+    def __call__(self, b: Body, values: str) -> str:
+        """Codes, int64, of values of any shape."""
+        flat = self.table.split(b, values)
+
+        def step(s: Body, names: list[str]) -> str:
+            found, weight = names
+            tried = s.op("Add", found, weight)
+            # written as "not above" would make NaN the largest number
+            reached = s.op("LessOrEqual", self.table(s, tried), flat)
+            return s.op("Where", reached, tried, found)
+
+        found = b.scan([b.op("Expand", b.i32(0), b.op("Shape", flat))], [self.weights], step)
+        shaped = b.op("Reshape", b.cast64(found), b.op("Shape", values), allowzero=1)
+        return b.op("Min", shaped, self.size)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Dot products: operands, blocks of rows (spec 7)
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """A matrix product with activations as places in a list: what a convolution and a matrix product share.
+
+    The activation of row m, group g and depth k is element rows[m] + groups[g] + depth[k] of `keys`.
+
+    Args:
+        keys: int32 [F + 1], the last is any key.
+        rows, groups, depth: int32 [M], [G], [K].
+        weights: int32 keys [G, N, K].
+        zero: the key of zero of the weights.
+    """
+
+    keys: str
+    rows: str
+    groups: str
+    depth: str
+    weights: str
+    zero: str
+
+
+class _Blocks:
+    """The operands in steps of `lanes` (padded with zeros to `width`), the rows in blocks (spec 4.4, 5.4)."""
+
+    def __init__(self, b: Body, o: _Operands, bins: str, width: str, largest_table: str):
+        lanes = b.attribute("lanes")
+        shape = b.op("Shape", o.weights)
+        self.bins, self.groups, self.channels = bins, b.at(shape, 0), b.at(shape, 1)
+        depth, count = b.at(shape, 2), b.op("Size", o.rows)
+        self.count = count
+        # a threads' share of a block is whole rows
+        several = b.op(
+            "And", b.op("GreaterOrEqual", count, b.i64(64)), b.op("LessOrEqual", largest_table, b.i64(_SHARED))
+        )
+        self.copies = b.op("Where", several, b.i64(_COPIES), b.i64(1))
+        terms = b.product(width, bins, self.groups, self.channels)
+        entries = b.op("Div", b.op("Mul", depth, self.groups), b.i64(8))
+        most = b.op("Max", b.op("Div", b.i64(_BLOCK), b.op("Max", b.op("Max", terms, entries), b.i64(1))), b.i64(1))
+        blocks = b.op("Max", b.ceil_div(count, most), b.i64(1))
+        each = b.op("Max", b.ceil_div(count, b.op("Mul", blocks, self.copies)), b.i64(1))
+        self.rows = b.op("Mul", each, self.copies)
+        missing = b.op("Sub", b.op("Mul", blocks, self.rows), count)
+        self.starts = b.reshape(b.op("Pad", o.rows, b.shape(b.i64(0), missing)), blocks, self.rows)
+        steps = b.op("Max", b.ceil_div(depth, lanes), b.i64(1))
+        k_missing = b.op("Sub", b.op("Mul", steps, lanes), depth)
+        more_lanes = b.op("Sub", width, lanes)
+        # weights [steps, width, 1, G, 1, N]: zeros in the padding make products zero, whatever the activation
+        padded = b.op("Pad", o.weights, b.shape(b.i64([0, 0, 0, 0, 0]), k_missing), o.zero)
+        split = b.reshape(padded, self.groups, self.channels, steps, lanes)
+        ordered = b.op("Transpose", split, perm=[2, 3, 0, 1])
+        widened = b.op("Pad", ordered, b.shape(b.i64([0, 0, 0, 0, 0]), more_lanes, b.i64([0, 0])), o.zero)
+        self.weights = b.op("Unsqueeze", widened, b.i64([2, 4]))
+        # places [steps, width, 1, G, 1, 1] without the row's own
+        places = b.op("Pad", o.depth, b.shape(b.i64(0), k_missing))
+        places = b.reshape(places, steps, lanes)
+        places = b.op("Pad", places, b.shape(b.i64([0, 0, 0]), more_lanes))
+        groups = b.op("Reshape", o.groups, b.i64([1, -1, 1, 1]))
+        self.places = b.op("Add", b.op("Unsqueeze", places, b.i64([2, 3, 4, 5])), groups)
+        self.keys = _Table(b, o.keys)
+        self.last = b.cast32(b.op("Sub", b.op("Size", o.keys), b.i64(1)))
+        self.row_shape = b.i64([-1, 1])
+        self.acc_shape = b.shape(bins, self.groups, self.rows, self.channels)
+
+    def words(self, b: Body, reduce: Callable[[Body, str], str], finish: Callable[[Body, str], str]) -> str:
+        """int32 words [M, G·N]: `reduce` adds activations [steps, width, 1, G, rows, 1] up, `finish` encodes sums."""
+
+        def block(s: Body, names: list[str]) -> str:
+            place = s.op("Add", self.places, s.op("Reshape", names[0], self.row_shape))
+            # without rows there is one block of padding, which leads beyond the only key
+            acc = reduce(s, self.keys.any(s, s.op("Min", place, self.last)))
+            return finish(s, s.op("Reshape", acc, self.acc_shape, allowzero=1))
+
+        found = b.scan([], [self.starts], block, rank=3)
+        ordered = b.op("Transpose", found, perm=[0, 2, 1, 3])
+        columns = b.op("Mul", self.groups, self.channels)
+        every = b.reshape(ordered, b.op("Mul", b.at(b.op("Shape", found), 0), self.rows), columns)
+        return b.op("Slice", every, b.i64([0]), b.op("Reshape", self.count, b.i64([1])))
 
 
 # ---------------------------------------------------------------------------------------------------
 # Linear accumulation (spec 4)
 
 
-def _linear(b: Body, a: str, w: str) -> str:
-    """Accumulators [B, G, M, N] of keys a [G, M, K] and w [G, N, K]; zero keys are `4·P`."""
+def _linear_zero(b: Body) -> str:
+    """The key of zero, int32: with it every sum lies beyond the terms."""
+    return b.cast32(b.op("Mul", b.at(b.op("Shape", "terms"), 1), b.i64(4)))
+
+
+def _linear(b: Body, o: _Operands) -> str:
+    """int32 words [M, G·N] of operands."""
     lanes = b.attribute("lanes")
-    columns = b.at(b.op("Shape", "terms"), 1)
-    bins = b.at(b.op("Shape", "terms"), 0)
-    zero = b.cast32(b.op("Mul", columns, b.i64(4)))
-    # by 4·P + signs: +, −, + (two negatives), unused; zeros for every sum with a zero key
+    bins, columns = (b.at(b.op("Shape", "terms"), i) for i in (0, 1))
+    # by 4·P + signs: +, −, + (two negatives), unused; zeros for every sum with a zero key; one stretch a bin
+    stretch = b.op("Add", b.op("Mul", columns, b.i64(8)), b.i64(1))
     plus = b.op("Unsqueeze", "terms", b.i64([-1]))
-    none = b.op("Sub", plus, plus)
-    quads = b.op("Concat", plus, b.op("Neg", plus), plus, none, axis=-1)
-    flat = b.reshape(quads, bins, b.op("Mul", columns, b.i64(4)))
+    quads = b.op("Concat", plus, b.op("Neg", plus), plus, b.op("Sub", plus, plus), axis=-1)
+    near = b.reshape(quads, bins, b.op("Mul", columns, b.i64(4)))
+    beyond = b.op("Sub", stretch, b.op("Mul", columns, b.i64(4)))
     nothing = b.op("CastLike", b.i64(0), "terms")
-    beyond = b.op("Expand", nothing, b.shape(bins, b.op("Add", b.op("Mul", columns, b.i64(4)), b.i64(1))))
-    table = b.op("Concat", flat, beyond, axis=1)
-    a_steps, w_steps = _steps(b, a, zero, lanes), _steps(b, w, zero, lanes)
-    groups, rows = b.at(b.op("Shape", a), 0), b.at(b.op("Shape", a), 1)
-    channels = b.at(b.op("Shape", w), 1)
+    terms = b.op("Concat", near, b.op("Expand", nothing, b.shape(bins, beyond)), axis=1)
+    entries = b.op("Mul", bins, stretch)
+    blocks = _Blocks(b, o, bins, lanes, entries)
+    offsets = b.cast32(b.op("Mul", b.op("Range", b.i64(0), bins, b.i64(1)), stretch))
+    offsets = b.op("Reshape", offsets, b.i64([-1, 1, 1, 1]))
+    output = _Output(b)
+    ladder = _Ladder(b, "thresholds", blocks.copies)
+    constants = b.op("Reshape", b.cast64("constants"), b.i64([-1, 1, 1, 1]))
+    shift = b.reshape("code_shift", blocks.groups, b.i64(1), blocks.channels)
 
     # Everything a loop captures is made out here: ONNX Runtime 1.32 loses values that the branch of an If makes and
     # a subgraph inside that branch captures.
-    loops = {mode: _loop_inputs(b, mode, table, (bins, groups, rows, channels)) for mode in ("saturate", "wrap")}
+    table = _Table(b, terms, blocks.copies)
+    loops = {}
+    for mode in ("saturate", "wrap"):
+        fit = _Fit(b, mode)
+        # the bias starts bin 0 (spec 4.5)
+        bias = b.reshape(fit.start(b, "bias"), b.i64(1), blocks.groups, b.i64(1), blocks.channels)
+        first = b.op("Where", b.op("Equal", offsets, b.i32(0)), bias, nothing)
+        start = table.split(b, b.op("Expand", first, blocks.acc_shape))
+        # a single term of a step is fitted in the table already
+        loops[mode] = fit, _Table(b, fit.step(b, terms), blocks.copies), start
+    saturate = b.op("Greater", b.attribute("saturate"), b.i64(0))
+    single = b.op("Equal", lanes, b.i64(1))
+    by_lane = b.shape(lanes, b.i64(-1))
 
-    def run(mode: str, single: bool) -> Callable[[Body], str]:
+    def run(mode: str, one: bool, keys: str) -> Callable[[Body], str]:
         fit, fitted, start = loops[mode]
 
-        def step(t: Body, names: list[str]) -> list[str]:
+        def step(t: Body, names: list[str]) -> str:
             acc, x, y = names
-            if single:
-                x, y = t.op("Squeeze", x, t.i64([0])), t.op("Squeeze", y, t.i64([0]))
-            index = t.op("Add", t.op("Unsqueeze", x, t.i64([-1])), t.op("Unsqueeze", y, t.i64([-2])))
-            # a single term is fitted in the table already
-            terms = t.op("Gather", fitted if single else table, index, axis=1)
-            if not single:
-                terms = fit(t, t.op("ReduceSum", terms, t.i64([1]), keepdims=0), "psum_bits")
-            return [fit(t, t.op("Add", acc, terms), "acc_bits")]
+            index = table.split(t, t.op("Add", x, t.op("Add", y, offsets)))
+            if one:
+                return fit(t, t.op("Add", acc, fitted(t, index)))
+            every = t.op("Reshape", table(t, index), by_lane, allowzero=1)
+            total = fit.step(t, t.op("ReduceSum", every, t.i64([0]), keepdims=0))
+            return fit(t, t.op("Add", acc, table.split(t, total)))
 
-        return lambda s: s.scan([start], [a_steps, w_steps], step)
+        return lambda s: s.scan([start], [keys, blocks.weights], step)
 
-    saturate = b.op("Greater", b.attribute("saturate"), b.i64(0))
-    return b.branch(
-        b.op("Equal", lanes, b.i64(1)),
-        lambda s: s.branch(saturate, run("saturate", True), run("wrap", True)),
-        lambda s: s.branch(saturate, run("saturate", False), run("wrap", False)),
-    )
+    def reduce(s: Body, keys: str) -> str:
+        return s.branch(
+            single,
+            lambda t: t.branch(saturate, run("saturate", True, keys), run("wrap", True, keys)),
+            lambda t: t.branch(saturate, run("saturate", False, keys), run("wrap", False, keys)),
+        )
 
+    signed = loops["wrap"][0]
 
-def _loop_inputs(b: Body, mode: str, table: str, shape: tuple[str, str, str, str]) -> tuple[_Fit, str, str]:
-    """How to fit, the table of fitted terms, and the initial accumulators (spec 4.4, 4.5)."""
-    bins, groups, rows, channels = shape
-    fit = _Fit(b, mode)
-    fitted = fit(b, table, "psum_bits")
-    # the bias starts bin 0
-    bias = b.reshape(fit(b, "bias", "acc_bits"), b.i64(1), groups, b.i64(1), channels)
-    which = b.reshape(b.op("Range", b.i64(0), bins, b.i64(1)), bins, b.i64([1, 1, 1]))
-    first = b.op("Where", b.op("Equal", which, b.i64(0)), bias, b.op("CastLike", b.i64(0), "terms"))
-    return fit, fitted, b.op("Expand", first, b.shape(bins, groups, rows, channels))
+    def finish(s: Body, acc: str) -> str:
+        # wrapped accumulators lie in 0 … 2^W − 1, saturated ones are as they were
+        acc = s.op("Where", saturate, acc, signed.signed(s, acc, "acc_bits"))
+        total = s.op("ReduceSum", s.op("Mul", s.cast64(acc), constants), s.i64([0]), keepdims=0)
+        codes = s.op("Add", ladder(s, s.op("Abs", total)), shift)
+        return output(s, codes, s.op("Less", total, s.i64(0)), s.op("Equal", total, s.i64(0)))
+
+    return blocks.words(b, reduce, finish)
 
 
 class _Fit:
-    """Fitting to a width with the constants made outside the loop (spec 4.4)."""
+    """Fitting to a width, with the constants made outside the loop (spec 4.4).
+
+    While it is added to, an accumulator that wraps is held modulo 2^W: one operation instead of three.
+    """
 
     def __init__(self, outer: Body, mode: str):
         self.mode = mode
         self.made = {}
         for width in ("psum_bits", "acc_bits"):
             half = outer.power(outer.op("Sub", outer.attribute(width), outer.i64(1)))
-            if mode == "saturate":
-                limit = outer.op("CastLike", outer.op("Sub", half, outer.i64(1)), "terms")
-                self.made[width] = (outer.op("Neg", limit), limit)
-            else:
-                mask = outer.op("Sub", outer.op("Mul", half, outer.i64(2)), outer.i64(1))
-                self.made[width] = (outer.op("CastLike", half, "terms"), outer.op("CastLike", mask, "terms"))
+            below = outer.op("Sub", half, outer.i64(1))
+            first, second = (
+                (outer.op("Neg", below), below) if mode == "saturate" else (half, outer.op("Add", half, below))
+            )
+            self.made[width] = (outer.op("CastLike", first, "terms"), outer.op("CastLike", second, "terms"))
 
-    def __call__(self, b: Body, value: str, width: str) -> str:
-        first, second = self.made[width]
+    def __call__(self, b: Body, acc: str) -> str:
+        """The accumulator after an addition."""
+        first, second = self.made["acc_bits"]
         if self.mode == "saturate":
-            return b.op("Min", b.op("Max", value, first), second)
-        return b.op("Sub", b.op("BitwiseAnd", b.op("Add", value, first), second), first)
+            return b.op("Clip", acc, first, second)
+        return b.op("BitwiseAnd", acc, second)
 
+    def start(self, b: Body, bias: str) -> str:
+        """The accumulator's initial value."""
+        return self(b, b.op("CastLike", bias, "terms"))
 
-def _steps(b: Body, keys: str, zero: str, lanes: str) -> str:
-    """Keys [G, M, K] as [steps, lanes, G, M], padded with zeros; at least one step."""
-    shape = b.op("Shape", keys)
-    depth = b.at(shape, 2)
-    steps = b.op("Div", b.op("Sub", b.op("Add", depth, lanes), b.i64(1)), lanes)
-    steps = b.op("Max", steps, b.i64(1))
-    missing = b.op("Sub", b.op("Mul", steps, lanes), depth)
-    padded = b.op("Pad", keys, b.shape(b.i64([0, 0, 0, 0, 0]), missing), zero)
-    split = b.reshape(padded, b.at(shape, 0), b.at(shape, 1), steps, lanes)
-    return b.op("Transpose", split, perm=[2, 3, 0, 1])
+    def step(self, b: Body, total: str) -> str:
+        """The sum of a step."""
+        if self.mode == "saturate":
+            return b.op("Clip", total, *self.made["psum_bits"])
+        return self.signed(b, total, "psum_bits")
 
-
-def _linear_words(b: Body, acc: str) -> tuple[str, str, str]:
-    """Codes, signs and zeros [G, M, N] of accumulators [B, G, M, N] (spec 4.6)."""
-    constants = b.reshape(b.cast64("constants"), b.i64([-1, 1, 1, 1]))
-    total = b.op("ReduceSum", b.op("Mul", b.cast64(acc), constants), b.i64([0]), keepdims=0)
-    raw = _count_reached(b, "thresholds", b.op("Abs", total))
-    shape = b.op("Shape", total)
-    shift = b.reshape("code_shift", b.at(shape, 0), b.i64(1), b.at(shape, 2))
-    return b.op("Add", raw, shift), b.op("Less", total, b.i64(0)), b.op("Equal", total, b.i64(0))
+    def signed(self, b: Body, value: str, width: str) -> str:
+        """Two's complement of a width."""
+        half, mask = self.made[width]
+        return b.op("Sub", b.op("BitwiseAnd", b.op("Add", value, half), mask), half)
 
 
 # ---------------------------------------------------------------------------------------------------
 # Log accumulation (spec 5)
 
 
-class _Adder:
-    """The LNS adder on keys (spec 5.2, 5.3), its table made once outside every loop."""
+class _Deltas:
+    """Δ by the difference of two keys, the signs' relation included (spec 5.2)."""
 
     def __init__(self, b: Body):
         plus, minus = b.cast32("delta_plus"), b.cast32("delta_minus")
-        sizes = b.op("Max", b.op("Size", plus), b.op("Size", minus))
-        rows = b.op("Add", sizes, b.i64(1))
+        rows = b.op("Add", b.op("Max", b.op("Size", plus), b.op("Size", minus)), b.i64(1))
+        more = b.op("Add", rows, b.i64(1))
 
         def padded(table: str, to: str) -> str:
-            missing = b.op("Sub", to, b.op("Size", table))
-            return b.op("Pad", table, b.shape(b.i64(0), missing), b.i32(0))
+            return b.op("Pad", table, b.shape(b.i64(0), b.op("Sub", to, b.op("Size", table))), b.i32(0))
 
         same = b.op("Mul", padded(plus, rows), b.i32(4))
-        differ = b.op("Mul", padded(minus, b.op("Add", rows, b.i64(1))), b.i32(-4))
+        differ = b.op("Mul", padded(minus, more), b.i32(-4))
         # equal codes of different sign cancel: down to below every code
-        index = b.op("Range", b.i64(0), b.op("Add", rows, b.i64(1)), b.i64(1))
-        differ = b.op("Where", b.op("Equal", index, b.i64(0)), b.i32(LOG_ZERO), differ)
+        index = b.op("Range", b.i64(0), more, b.i64(1))
+        differ = b.op("Where", b.op("Equal", index, b.i64(0)), b.i32(_CANCEL), differ)
         here = b.op("Slice", differ, b.i64([0]), b.op("Reshape", rows, b.i64([1])))
-        following = b.op("Slice", differ, b.i64([1]), b.op("Reshape", b.op("Add", rows, b.i64(1)), b.i64([1])))
+        following = b.op("Slice", differ, b.i64([1]), b.op("Reshape", more, b.i64([1])))
         columns = [b.op("Unsqueeze", t, b.i64([-1])) for t in (same, here, b.op("Sub", same, same), following)]
-        # the difference of keys: 4·d for equal signs, 4·d ± 1 for different ones
-        self.table = b.op("Reshape", b.op("Concat", *columns, axis=1), b.i64([-1]))
-        self.last = b.cast32(b.op("Sub", b.op("Mul", rows, b.i64(4)), b.i64(1)))
-        limit = b.op("Sub", b.power(b.attribute("acc_bits")), b.i64(1))
-        self.limit = b.cast32(limit)
-        self.top = b.cast32(b.op("Mul", limit, b.i64(4)))
-        self.over = b.op("Add", self.top, b.i32(1))
+        # a difference of keys is 4·d for equal signs, 4·d ± 1 for different ones; its sign does not matter: the
+        # entries of negative ones are counted from the end, as negative indices are
+        positive = b.op("Reshape", b.op("Concat", *columns, axis=1), b.i64([-1]))
+        self.entries = b.op("Mul", rows, b.i64(8))
+        last = b.op("Sub", b.op("Mul", rows, b.i64(4)), b.i64(1))
+        negative = b.op("Slice", positive, b.op("Reshape", last, b.i64([1])), b.i64([0]), b.i64([0]), b.i64([-1]))
+        self.values = b.op("Concat", positive, negative, axis=0)
+        self.last = b.cast32(last)
+        self.least = b.op("Neg", self.last)
+        self.limit = b.cast32(b.op("Sub", b.power(b.attribute("acc_bits")), b.i64(1)))
+        # a key is raised + 4·code + sign, or 0 for zero
+        self.raised = b.cast32(b.op("Mul", rows, b.i64(4)))
+        self.below = b.op("Add", self.raised, b.i32(3))
+        self.top = b.op("Add", self.raised, b.op("Mul", self.limit, b.i32(4)))
+
+    def keys(self, b: Body, codes: str, signs: str, zero: str) -> str:
+        """Accumulator keys of int32 codes."""
+        keys = b.op("Add", b.op("Add", b.op("Mul", codes, b.i32(4)), self.raised), b.cast32(signs))
+        return b.op("Where", zero, b.i32(0), keys)
+
+
+class _Adder:
+    """The LNS adder on keys [copies, …] (spec 5.2, 5.3)."""
+
+    def __init__(self, b: Body, deltas: _Deltas, copies: str | None = None):
+        self.deltas = deltas
+        self.table = _Table(b, deltas.values, copies)
 
     def __call__(self, b: Body, x: str, y: str) -> str:
-        large = b.op("Max", x, y)
-        difference = b.op("Sub", large, b.op("Min", x, y))
-        change = b.op("Gather", self.table, b.op("Min", difference, self.last))
-        total = b.op("Add", large, change)
-        flushed = b.op("Where", b.op("Less", total, b.i32(4)), b.i32(LOG_ZERO), total)
-        capped = b.op("Add", self.top, b.op("BitwiseAnd", flushed, b.i32(1)))
-        return b.op("Where", b.op("Greater", flushed, self.over), capped, flushed)
+        d = self.deltas
+        # beyond the table's ends nothing changes, so that zero, far from every code, is the identity
+        change = self.table(b, b.op("Clip", b.op("Sub", x, y), d.least, d.last))
+        total = b.op("Add", b.op("Max", x, y), change)
+        most = b.op("Add", b.op("BitwiseAnd", total, b.i32(1)), d.top)
+        # faster than Where: 0 where the code is below 1
+        kept = b.cast32(b.op("Greater", total, d.below))
+        return b.op("Mul", b.op("Min", total, most), kept)
 
 
-def _enter(b: Body, codes: str, signs: str, nothing: str, limit: str) -> str:
-    """int32 keys of int64 codes at the scale of 1/γ, relative to the accumulator (spec 5.1)."""
+def _enter(b: Body, codes: str, signs: str, nothing: str, deltas: _Deltas) -> str:
+    """Accumulator keys of int64 codes at the scale of 1/γ, relative to the accumulator (spec 5.1)."""
     scaled = b.op("Mul", codes, b.power(b.attribute("guard_bits")))
-    capped = b.op("Min", scaled, b.cast64(limit))
-    keys = b.op("Add", b.op("Mul", b.cast32(capped), b.i32(4)), b.cast32(signs))
-    return b.op("Where", b.op("Or", nothing, b.op("Less", scaled, b.i64(1))), b.i32(LOG_ZERO), keys)
+    limited = b.op("Max", b.op("Min", scaled, b.cast64(deltas.limit)), b.i64(0))
+    return deltas.keys(b, b.cast32(limited), signs, b.op("Or", nothing, b.op("Less", scaled, b.i64(1))))
 
 
-def _reduce_log(
-    b: Body,
-    start: str,
-    sequences: list[str],
-    entry: Callable[[Body, list[str], bool], str],
-    adder: _Adder,
-) -> str:
-    """Add keys in the order of spec 5.4; `entry` makes [(lanes,) …] keys of a step's slices."""
-    lanes = b.attribute("lanes")
-    powers = b.i64([1 << i for i in range(10)])
-    levels = b.op("ReduceSum", b.cast64(b.op("Less", powers, lanes)), b.i64([0]), keepdims=0)
-    whole = b.power(levels)
-
-    def single(s: Body) -> str:
-        return s.scan([start], sequences, lambda t, names: [adder(t, names[0], entry(t, names[1:], True))])
-
-    def tree(s: Body) -> str:
-        def step(t: Body, names: list[str]) -> list[str]:
-            keys = entry(t, names[1:], False)
-            rank = t.op("Size", t.op("Shape", keys))
-            # zeros up to a power of two are identities: the tree's shape stays that of spec 5.4
-            others = t.op("Expand", t.i64(0), t.shape(t.op("Sub", t.op("Mul", rank, t.i64(2)), t.i64(1))))
-            before = t.op("Slice", others, t.i64([0]), t.op("Reshape", rank, t.i64([1])))
-            after = t.op("Slice", others, t.i64([0]), t.op("Reshape", t.op("Sub", rank, t.i64(1)), t.i64([1])))
-            pads = t.shape(before, t.op("Sub", whole, lanes), after)
-            padded = t.op("Pad", keys, pads, t.i32(LOG_ZERO))
-            name = t._name("Loop")
-            inner = Body(f"{name}_")
-            count, condition, values = (f"{name}_{part}" for part in ("count", "condition", "values"))
-            shape = inner.op("Shape", values)
-            rest = inner.op("Slice", shape, inner.i64([1]), inner.i64([1 << 30]))
-            pairs = inner.reshape(values, inner.op("Div", inner.at(shape, 0), inner.i64(2)), inner.i64(2), rest)
-            even = inner.op("Gather", pairs, inner.i64(0), axis=1)
-            odd = inner.op("Gather", pairs, inner.i64(1), axis=1)
-            outputs = [inner.op("Identity", condition), inner.op("Identity", adder(inner, even, odd))]
-            body = inner.graph([count, condition, values], outputs)
-            # ONNX Runtime asks for the shapes of a Loop's counter and condition
-            body.input[0].CopyFrom(helper.make_tensor_value_info(count, TensorProto.INT64, []))
-            body.input[1].CopyFrom(helper.make_tensor_value_info(condition, TensorProto.BOOL, []))
-            true = t.constant(True, TensorProto.BOOL)
-            summed = t.op("Loop", levels, true, padded, body=body)
-            # a Loop hides the shape, and a Scan wants that of its state
-            own = t.op("Reshape", summed, t.op("Shape", names[0]))
-            return [adder(t, names[0], own)]
-
-        return s.scan([start], sequences, step)
-
-    return b.branch(b.op("Equal", lanes, b.i64(1)), single, tree)
+def _tree_levels(b: Body) -> str:
+    """The depth of the tree over the lanes, int64: lanes up to 2^levels are identities."""
+    return b.op("ReduceSum", b.cast64(b.op("Less", b.i64(_POWERS[:10]), b.attribute("lanes"))), b.i64([0]), keepdims=0)
 
 
-def _log(b: Body, x: str, w: str, arrange: Callable[[str, str, str], tuple[str, str]]) -> tuple[str, str, str]:
-    """Codes, signs and zeros [G, M, N] of dot products of words.
+def _tree(b: Body, keys: str, levels: str, adder: _Adder) -> str:
+    """Keys [2^levels, …] added as a balanced binary tree: [1, …] (spec 5.4)."""
+    name = b._name("Loop")
+    inner = Body(f"{name}_")
+    count, condition, values = (f"{name}_{part}" for part in ("count", "condition", "values"))
+    half = inner.op("Div", inner.at(inner.op("Shape", values), 0), inner.i64(2))
+    pairs = inner.reshape(values, half, inner.i64([2, -1]))
+    halves = [adder.table.split(inner, inner.op("Gather", pairs, inner.i64(i), axis=1)) for i in (0, 1)]
+    added = inner.reshape(adder(inner, *halves), half, inner.i64(-1))
+    body = inner.graph([count, condition, values], [inner.op("Identity", condition), inner.op("Identity", added)])
+    # ONNX Runtime asks for the shapes of a Loop's counter and condition
+    body.input[0].CopyFrom(helper.make_tensor_value_info(count, TensorProto.INT64, []))
+    body.input[1].CopyFrom(helper.make_tensor_value_info(condition, TensorProto.BOOL, []))
+    return b.op("Loop", levels, b.constant(True, TensorProto.BOOL), keys, body=body)
 
-    `arrange` takes the operands' keys and the key of zero, and gives keys [G, M, K] and [G, N, K].
-    """
-    adder = _Adder(b)
+
+def _log(b: Body, operands: Callable[[str, str], _Operands]) -> str:
+    """int32 words [M, G·N]; `operands` takes the key of zero and what is added to each channel's weight codes."""
+    deltas = _Deltas(b)
     least = b.op("ReduceMin", "entry_shift", b.i64([0]), keepdims=0)
     spread = b.op("Sub", "entry_shift", least)
     largest = b.op("Add", _largest(b, "activation"), _largest(b, "weight"))
     reach = b.op("Add", b.op("Add", largest, b.op("ReduceMax", spread, b.i64([0]), keepdims=0)), b.i64(1))
     zero64 = b.op("Mul", reach, b.i64(4))
-    zero = b.cast32(zero64)
-    # each output channel's own shift goes into its weights' keys
-    rank = b.op("Size", b.op("Shape", w))
-    spread_shape = b.shape(b.i64(-1), b.op("Expand", b.i64(1), b.shape(b.op("Sub", rank, b.i64(1)))))
-    shift = b.op("Reshape", b.cast32(spread), spread_shape)
-    a_keys = _keys(b, x, "activation", zero)
-    w_keys = _keys(b, w, "weight", zero, shift)
-    a, v = arrange(a_keys, w_keys, zero)
+    o = operands(b.cast32(zero64), b.cast32(spread))
     # by 4·P + signs, as in the linear case: the accumulator's key of a product (spec 5.1)
-    index = b.op("Range", b.i64(0), b.op("Add", b.op("Mul", zero64, b.i64(2)), b.i64(1)), b.i64(1))
+    entries = b.op("Add", b.op("Mul", zero64, b.i64(2)), b.i64(1))
+    index = b.op("Range", b.i64(0), entries, b.i64(1))
     flags = b.op("BitwiseAnd", index, b.i64(3))
     codes = b.op("Add", b.op("Div", index, b.i64(4)), least)
     beyond = b.op("GreaterOrEqual", index, zero64)
-    table = _enter(b, codes, b.op("Equal", flags, b.i64(1)), beyond, adder.limit)
-    lanes = b.attribute("lanes")
-    a_steps, w_steps = _steps(b, a, zero, lanes), _steps(b, v, zero, lanes)
-    groups, rows = b.at(b.op("Shape", a), 0), b.at(b.op("Shape", a), 1)
-    channels = b.at(b.op("Shape", v), 1)
+    entered = _enter(b, codes, b.op("Equal", flags, b.i64(1)), beyond, deltas)
+    levels = _tree_levels(b)
+    width = b.power(levels)
+    blocks = _Blocks(b, o, b.i64(1), width, b.op("Max", entries, deltas.entries))
+    entry = _Table(b, entered, blocks.copies)
+    adder = _Adder(b, deltas, blocks.copies)
+    output, result = _Output(b), _FromLog(b, deltas)
+    shift = b.reshape("code_shift", blocks.groups, b.i64(1), blocks.channels)
     # the bias: sign · 2^acc_bits + code (spec 5.5)
-    bias_code = b.op("BitwiseAnd", "bias", b.cast64(adder.limit))
-    bias_sign = b.op("Greater", "bias", b.cast64(adder.limit))
-    keys = b.op("Add", b.op("Mul", b.cast32(bias_code), b.i32(4)), b.cast32(bias_sign))
-    keys = b.op("Where", b.op("Equal", bias_code, b.i64(0)), b.i32(LOG_ZERO), keys)
-    start = b.op("Expand", b.reshape(keys, groups, b.i64(1), channels), b.shape(groups, rows, channels))
+    limit = b.cast64(deltas.limit)
+    bias_code, bias_sign = b.op("BitwiseAnd", "bias", limit), b.op("Greater", "bias", limit)
+    keys = deltas.keys(b, b.cast32(bias_code), bias_sign, b.op("Equal", bias_code, b.i64(0)))
+    first = b.reshape(keys, b.i64(1), blocks.groups, b.i64(1), blocks.channels)
+    start = entry.split(b, b.op("Expand", first, blocks.acc_shape))
+    single = b.op("Equal", b.attribute("lanes"), b.i64(1))
+    by_lane = b.shape(width, b.i64(-1))
 
-    def entry(t: Body, names: list[str], single: bool) -> str:
-        p, q = names
-        if single:
-            p, q = t.op("Squeeze", p, t.i64([0])), t.op("Squeeze", q, t.i64([0]))
-        both = t.op("Add", t.op("Unsqueeze", p, t.i64([-1])), t.op("Unsqueeze", q, t.i64([-2])))
-        return t.op("Gather", table, both)
+    def run(one: bool, keys: str) -> Callable[[Body], str]:
+        def step(t: Body, names: list[str]) -> str:
+            acc, x, y = names
+            entering = entry(t, entry.split(t, t.op("Add", x, y)))
+            if not one:
+                lanes = t.op("Reshape", entering, by_lane, allowzero=1)
+                # a Loop hides the shape, and a Scan wants that of its state
+                entering = t.op("Reshape", _tree(t, lanes, levels, adder), t.op("Shape", acc), allowzero=1)
+            return adder(t, acc, entering)
 
-    acc = _reduce_log(b, start, [a_steps, w_steps], entry, adder)
-    return _from_log(b, acc, b.reshape("code_shift", groups, b.i64(1), channels))
+        return lambda s: s.scan([start], [keys, blocks.weights], step)
+
+    def reduce(s: Body, keys: str) -> str:
+        return s.branch(single, run(True, keys), run(False, keys))
+
+    def finish(s: Body, acc: str) -> str:
+        codes, signs, zero = result(s, s.op("Squeeze", acc, s.i64([0])))
+        return output(s, s.op("Add", codes, shift), signs, zero)
+
+    return blocks.words(b, reduce, finish)
 
 
 def _largest(b: Body, side: str) -> str:
@@ -460,90 +634,121 @@ def _largest(b: Body, side: str) -> str:
     return b.op("Mul", _mask(b, f"{side}_bits", f"{side}_signed"), b.attribute(f"{side}_widen"))
 
 
-def _from_log(b: Body, keys: str, shift: str, divisor: str | None = None) -> tuple[str, str, str]:
-    """Codes, signs and zeros of accumulator keys (spec 5.6, 6.5)."""
-    zero = b.op("Less", keys, b.i32(4))
-    codes = b.cast64(b.op("Div", b.op("Max", keys, b.i32(0)), b.i32(4)))
-    if divisor is not None:
-        codes = b.op("Max", b.op("Sub", codes, divisor), b.i64(0))
-        zero = b.op("Or", zero, b.op("Equal", codes, b.i64(0)))
-    scale = b.power(b.attribute("guard_bits"))
-    half = b.op("Div", scale, b.i64(2))
-    rounded = b.op("Div", b.op("Add", codes, half), scale)
-    negative = b.op("Equal", b.op("BitwiseAnd", keys, b.i32(1)), b.i32(1))
-    return b.op("Add", rounded, shift), b.op("And", negative, b.op("Not", zero)), zero
+class _FromLog:
+    """Codes without guard bits (int64), signs and zeros of accumulator keys (spec 5.6, 6.5)."""
+
+    def __init__(self, b: Body, deltas: _Deltas):
+        self.raised = deltas.raised
+        self.scale = b.power(b.attribute("guard_bits"))
+        self.half = b.op("Div", self.scale, b.i64(2))
+
+    def __call__(self, b: Body, keys: str, divisor: str | None = None) -> tuple[str, str, str]:
+        zero = b.op("Equal", keys, b.i32(0))
+        codes = b.cast64(b.op("Div", b.op("Max", b.op("Sub", keys, self.raised), b.i32(0)), b.i32(4)))
+        if divisor is not None:
+            codes = b.op("Max", b.op("Sub", codes, divisor), b.i64(0))
+            zero = b.op("Or", zero, b.op("Equal", codes, b.i64(0)))
+        rounded = b.op("Div", b.op("Add", codes, self.half), self.scale)
+        negative = b.op("Equal", b.op("BitwiseAnd", keys, b.i32(1)), b.i32(1))
+        return rounded, b.op("And", negative, b.op("Not", zero)), zero
 
 
 # ---------------------------------------------------------------------------------------------------
-# Windows (spec 7.1): attributes describe three spatial axes, leading ones added
+# Where activations are: matrices and windows (spec 7.1)
 
 
-def _patches(b: Body, x: str, fill: str) -> tuple[str, str, list[str]]:
-    """int32 x [B, C, (1 to 3 axes)] as [B, C, k0, o0, k1, o1, k2, o2]; the spatial rank; the sizes [o0, o1, o2]."""
-    shape = b.op("Shape", x)
-    rank = b.op("Sub", b.op("Size", shape), b.i64(2))
-    ones = b.op("Expand", b.i64(1), b.shape(b.op("Sub", b.i64(3), rank)))
-    head, tail = (
-        b.op("Slice", shape, b.i64([0]), b.i64([2])),
-        b.op("Slice", shape, b.i64([2]), b.i64([5])),
-    )
-    cube = b.reshape(x, head, ones, tail)
-    pads = b.attribute("pads", several=True)
-    begin, end = b.op("Slice", pads, b.i64([0]), b.i64([3])), b.op("Slice", pads, b.i64([3]), b.i64([6]))
-    value = b.op("Pad", cube, b.shape(b.i64([0, 0]), begin, b.i64([0, 0]), end), fill)
-    sizes = b.op("Shape", value)
-    outs: list[str] = []
-    for axis in (2, 1, 0):
-        kernel, stride, dilation = (
-            b.at(b.attribute(name, several=True), axis) for name in ("kernel_shape", "strides", "dilations")
-        )
-        reach = b.op("Add", b.op("Mul", dilation, b.op("Sub", kernel, b.i64(1))), b.i64(1))
-        room = b.op("Sub", b.at(sizes, 2 + axis), reach)
-        out = b.op("Add", b.op("Div", room, stride), b.i64(1))
-        inside = b.op("Mul", b.op("Range", b.i64(0), kernel, b.i64(1)), dilation)
-        starts = b.op("Mul", b.op("Range", b.i64(0), out, b.i64(1)), stride)
-        index = b.op("Add", b.op("Unsqueeze", inside, b.i64([1])), b.op("Unsqueeze", starts, b.i64([0])))
-        value = b.op("Gather", value, index, axis=2 + axis)
-        outs.insert(0, out)
-    return value, rank, outs
+class _Windows:
+    """Places of windows over int32 x [B, C, 1 to 3 axes]; attributes describe three axes, leading ones added."""
+
+    def __init__(self, b: Body, x: str, fill: str):
+        shape = b.op("Shape", x)
+        self.batch, self.channels = b.at(shape, 0), b.at(shape, 1)
+        self.rank = b.op("Sub", b.op("Size", shape), b.i64(2))
+        ones = b.op("Expand", b.i64(1), b.shape(b.op("Sub", b.i64(3), self.rank)))
+        head, tail = b.op("Slice", shape, b.i64([0]), b.i64([2])), b.op("Slice", shape, b.i64([2]), b.i64([5]))
+        pads = b.attribute("pads", several=True)
+        begin, end = b.op("Slice", pads, b.i64([0]), b.i64([3])), b.op("Slice", pads, b.i64([3]), b.i64([6]))
+        widths = b.shape(b.i64([0, 0]), begin, b.i64([0, 0]), end)
+        value = b.op("Pad", b.reshape(x, head, ones, tail), widths, fill)
+        # one more, so that there is an element to point to
+        self.keys = b.op("Concat", b.op("Reshape", value, b.i64([-1])), b.op("Reshape", fill, b.i64([1])), axis=0)
+        sizes = b.op("Shape", value)
+        self.outs: list[str] = []
+        self.kernel: list[str] = []
+        stride_of = b.i64(1)
+        row: str | None = None
+        depth: str | None = None
+        for axis in (2, 1, 0):
+            kernel, stride, dilation = (
+                b.at(b.attribute(name, several=True), axis) for name in ("kernel_shape", "strides", "dilations")
+            )
+            size = b.at(sizes, 2 + axis)
+            reach = b.op("Add", b.op("Mul", dilation, b.op("Sub", kernel, b.i64(1))), b.i64(1))
+            out = b.op("Add", b.op("Div", b.op("Sub", size, reach), stride), b.i64(1))
+            row = b.outer(b.steps(out, b.op("Mul", stride, stride_of)), row)
+            depth = b.outer(b.steps(kernel, b.op("Mul", dilation, stride_of)), depth)
+            stride_of = b.op("Mul", stride_of, size)
+            self.outs.insert(0, out)
+            self.kernel.insert(0, kernel)
+        self.plane = stride_of
+        images = b.steps(self.batch, b.op("Mul", self.channels, stride_of))
+        self.rows = b.outer(images, row)
+        self.depth = b.steps(b.i64(1), b.i64(1)) if depth is None else depth
+
+    def back(self, b: Body, result: str) -> str:
+        """[B·outputs, C'] as [B, C', outputs]."""
+        channels = b.at(b.op("Shape", result), 1)
+        split = b.reshape(result, self.batch, b.product(*self.outs), channels)
+        last = b.op("Reshape", b.op("Sub", b.i64(3), self.rank), b.i64([1]))
+        spatial = b.op("Slice", b.shape(*self.outs), last, b.i64([3]))
+        return b.reshape(b.op("Transpose", split, perm=[0, 2, 1]), self.batch, channels, spatial)
+
+    def bases(self, b: Body) -> str:
+        """The first element of every channel's every window: int32 [1, C·B·outputs]."""
+        return b.op("Reshape", b.cast32(b.outer(b.steps(self.channels, self.plane), self.rows)), b.i64([1, -1]))
+
+    def by_channel(self, b: Body, result: str) -> str:
+        """[C·B·outputs] as [B, C, outputs]."""
+        matrix = b.reshape(result, self.channels, b.op("Mul", self.batch, b.product(*self.outs)))
+        return self.back(b, b.op("Transpose", matrix, perm=[1, 0]))
 
 
-def _spatial(b: Body, outs: list[str], rank: str) -> str:
-    """The last `rank` of the three output sizes."""
-    from_ = b.op("Reshape", b.op("Sub", b.i64(3), rank), b.i64([1]))
-    return b.op("Slice", b.shape(*outs), from_, b.i64([3]))
-
-
-def _convolve(b: Body, keys: str, zero: str) -> tuple[str, Callable[[str], str]]:
-    """Keys [B, C, …] as [G, M, K], and how [G, M, N] words become [B, G·N, …]."""
-    value, rank, outs = _patches(b, keys, zero)
-    shape = b.op("Shape", value)
-    batch, groups = b.at(shape, 0), b.attribute("group")
-    each = b.op("Div", b.at(shape, 1), groups)
-    kernels = [b.at(shape, i) for i in (2, 4, 6)]
-    split = b.reshape(value, batch, groups, each, kernels[0], outs[0], kernels[1], outs[1], kernels[2], outs[2])
-    ordered = b.op("Transpose", split, perm=[1, 0, 4, 6, 8, 2, 3, 5, 7])
-    rows, depth = batch, each
-    for out, kernel in zip(outs, kernels, strict=True):
-        rows, depth = b.op("Mul", rows, out), b.op("Mul", depth, kernel)
-    matrix = b.reshape(ordered, groups, rows, depth)
-
-    def back(result: str) -> str:
-        channels = b.at(b.op("Shape", result), 2)
-        split = b.reshape(result, groups, batch, *outs, channels)
-        ordered = b.op("Transpose", split, perm=[1, 0, 5, 2, 3, 4])
-        return b.reshape(ordered, batch, b.op("Mul", groups, channels), _spatial(b, outs, rank))
-
-    return matrix, back
-
-
-def _grouped_weights(b: Body, keys: str) -> str:
-    """Weight keys [O, C/G, …] as [G, O/G, K]."""
+def _conv_operands(b: Body, x: str, w: str, zero: str) -> tuple[_Operands, _Windows]:
+    """Keys x [B, C, …] and w [O, C/G, …] of a convolution: depth is (C/G, kernel)."""
+    windows = _Windows(b, x, zero)
     groups = b.attribute("group")
-    shape = b.op("Shape", keys)
-    outputs = b.at(shape, 0)
+    each = b.op("Div", windows.channels, groups)
+    shape = b.op("Shape", w)
+    outputs = b.op("Div", b.at(shape, 0), groups)
     rest = b.op("ReduceProd", b.op("Slice", shape, b.i64([1]), b.i64([5])), b.i64([0]), keepdims=0)
-    return b.reshape(keys, groups, b.op("Div", outputs, groups), rest)
+    depth = b.outer(b.steps(each, windows.plane), windows.depth)
+    group = b.steps(groups, b.op("Mul", each, windows.plane))
+    weights = b.reshape(w, groups, outputs, rest)
+    rows, group, depth = (b.cast32(place) for place in (windows.rows, group, depth))
+    return _Operands(windows.keys, rows, group, depth, weights, zero), windows
+
+
+def _gemm_operands(b: Body, x: str, w: str, zero: str) -> _Operands:
+    """Keys x [..., K] and w [N, K] of a matrix product."""
+    shape = b.op("Shape", x)
+    depth = b.op("Squeeze", b.op("Slice", shape, b.i64([-1]), b.i64([1 << 30])), b.i64([0]))
+    rows = b.op("ReduceProd", b.op("Slice", shape, b.i64([0]), b.i64([-1])), b.i64([0]), keepdims=0)
+    keys = b.op("Concat", b.op("Reshape", x, b.i64([-1])), b.op("Reshape", zero, b.i64([1])), axis=0)
+    places = [b.cast32(b.steps(*p)) for p in ((rows, depth), (b.i64(1), b.i64(1)), (depth, b.i64(1)))]
+    return _Operands(keys, places[0], places[1], places[2], b.op("Unsqueeze", w, b.i64([0])), zero)
+
+
+def _gemm_words(b: Body, words: str) -> None:
+    """Output Y: words [M, N] in the shape [..., N]."""
+    head = b.op("Slice", b.op("Shape", "X"), b.i64([0]), b.i64([-1]))
+    typed = b.cast_to_attribute(words, "output_type")
+    b.op("Reshape", typed, b.shape(head, b.at(b.op("Shape", words), 1)), allowzero=1, output="Y")
+
+
+def _channel_shift(b: Body, shift: str) -> str:
+    """[N] as it is added to weights [N, ...]."""
+    ones = b.op("Expand", b.i64(1), b.shape(b.op("Sub", b.op("Size", b.op("Shape", "W")), b.i64(1))))
+    return b.op("Reshape", shift, b.shape(b.i64(-1), ones), allowzero=0)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -574,6 +779,7 @@ class Operator:
         summary: what it computes.
         inputs, outputs, attributes: its signature; never changed once published.
         make: fills a body whose inputs and outputs have the names of the signature.
+        notes: what else its page says, paragraphs.
     """
 
     name: str
@@ -582,9 +788,30 @@ class Operator:
     outputs: tuple[Value, ...]
     attributes: tuple[Value, ...]
     make: Callable[[Body], None]
+    notes: tuple[str, ...] = ()
 
 
 _WORDS = "uint8 or uint16"
+_WORD_NOTE = (
+    "Words are as in specification 1: uint8 up to 8 bits, uint16 above; the sign, if the format has one, is the top "
+    "bit of its width. A word with a sign and code 0 is read as zero and never produced."
+)
+_LINEAR_NOTE = (
+    "P is the sum of both operands' largest widened codes. Columns 0 and 1 of `terms` are not used: a product of two "
+    "words that are not zero has P ≥ 2, and any other contributes nothing. `terms` and `bias` have one type, and the "
+    "accumulators have it too: int32 is for plans in which neither a step's sum nor an accumulator leaves 32 bits.",
+    "`thresholds` is sorted, and has an entry for every raw code that the accumulators can reach, whatever the encoder "
+    "(exact, table or Mitchell): all are monotone.",
+)
+_LOG_NOTE = (
+    "`delta_plus` and `delta_minus` are all in which the methods of specification 5.7 differ. A function body holds a "
+    "sign beside four times the code in 32 bits, hence the limit of `acc_bits`.",
+)
+_DEPTH_NOTE = "The depth runs over (C/group, kernel axes) in this order."
+_WINDOW_NOTE = (
+    "Window attributes always describe three spatial axes; those that X does not have come first, with kernel 1, "
+    "stride 1, dilation 1 and no padding. Sizes are rounded down; there is no automatic padding.",
+)
 _X = Value("X", f"{_WORDS}", "Words.")
 _OUTPUT = (
     Value("output_bits", "int, 2 to 16", "Width of the result's words."),
@@ -650,53 +877,38 @@ def _y(shape: str = "") -> tuple[Value, ...]:
     return (Value("Y", f"{_WORDS}{shape}", "Words of the output format."),)
 
 
-def _rows(b: Body, keys: str) -> str:
-    shape = b.op("Shape", keys)
-    return b.reshape(keys, b.i64(1), _row_count(b, shape), b.op("Slice", shape, b.i64([-1]), b.i64([1 << 30])))
-
-
-def _row_count(b: Body, shape: str) -> str:
-    return b.op("ReduceProd", b.op("Slice", shape, b.i64([0]), b.i64([-1])), b.i64([0]), keepdims=0)
-
-
-def _gemm_result(b: Body, x: str, *results: str) -> list[str]:
-    """[1, M, N] as [..., N]."""
-    shape = b.op("Shape", x)
-    head = b.op("Slice", shape, b.i64([0]), b.i64([-1]))
-    return [b.reshape(r, head, b.op("Slice", b.op("Shape", r), b.i64([2]), b.i64([3]))) for r in results]
-
-
 def _make_linear_gemm(b: Body) -> None:
-    zero = b.cast32(b.op("Mul", b.at(b.op("Shape", "terms"), 1), b.i64(4)))
-    a = _rows(b, _keys(b, "X", "activation", zero))
-    w = b.op("Unsqueeze", _keys(b, "W", "weight", zero), b.i64([0]))
-    _words(b, *_gemm_result(b, "X", *_linear_words(b, _linear(b, a, w))))
+    zero = _linear_zero(b)
+    x, w = _keys(b, "X", "activation", zero), _keys(b, "W", "weight", zero)
+    _gemm_words(b, _linear(b, _gemm_operands(b, x, w, zero)))
 
 
 def _make_linear_conv(b: Body) -> None:
-    zero = b.cast32(b.op("Mul", b.at(b.op("Shape", "terms"), 1), b.i64(4)))
-    a, back = _convolve(b, _keys(b, "X", "activation", zero), zero)
-    w = _grouped_weights(b, _keys(b, "W", "weight", zero))
-    _words(b, *(back(part) for part in _linear_words(b, _linear(b, a, w))))
+    zero = _linear_zero(b)
+    x, w = _keys(b, "X", "activation", zero), _keys(b, "W", "weight", zero)
+    operands, windows = _conv_operands(b, x, w, zero)
+    b.op("Identity", windows.back(b, b.cast_to_attribute(_linear(b, operands), "output_type")), output="Y")
 
 
 def _make_log_gemm(b: Body) -> None:
-    def arrange(a: str, w: str, zero: str) -> tuple[str, str]:
-        return _rows(b, a), b.op("Unsqueeze", w, b.i64([0]))
+    def operands(zero: str, shift: str) -> _Operands:
+        x, w = _keys(b, "X", "activation", zero), _keys(b, "W", "weight", zero, _channel_shift(b, shift))
+        return _gemm_operands(b, x, w, zero)
 
-    _words(b, *_gemm_result(b, "X", *_log(b, "X", "W", arrange)))
+    _gemm_words(b, _log(b, operands))
 
 
 def _make_log_conv(b: Body) -> None:
-    backs = []
+    found = []
 
-    def arrange(a: str, w: str, zero: str) -> tuple[str, str]:
-        matrix, back = _convolve(b, a, zero)
-        backs.append(back)
-        return matrix, _grouped_weights(b, w)
+    def operands(zero: str, shift: str) -> _Operands:
+        x, w = _keys(b, "X", "activation", zero), _keys(b, "W", "weight", zero, _channel_shift(b, shift))
+        made, windows = _conv_operands(b, x, w, zero)
+        found.append(windows)
+        return made
 
-    parts = _log(b, "X", "W", arrange)
-    _words(b, *(backs[0](part) for part in parts))
+    words = b.cast_to_attribute(_log(b, operands), "output_type")
+    b.op("Identity", found[0].back(b, words), output="Y")
 
 
 def _make_encode(b: Body) -> None:
@@ -704,7 +916,7 @@ def _make_encode(b: Body) -> None:
     negative = b.op("Less", "X", nothing)
     unsigned = b.op("Equal", b.attribute("output_signed"), b.i64(0))
     magnitude = b.op("Where", b.op("And", negative, unsigned), nothing, b.op("Abs", "X"))
-    codes = _count_reached(b, "thresholds", magnitude)
+    codes = _Ladder(b, "thresholds")(b, magnitude)
     minus = b.op("And", b.op("And", negative, b.op("Not", unsigned)), b.op("Greater", codes, b.i64(0)))
     bit = b.op("Add", _mask(b, "output_bits", "output_signed"), b.i64(1))
     word = b.op("Add", codes, b.op("Where", minus, bit, b.i64(0)))
@@ -712,7 +924,7 @@ def _make_encode(b: Body) -> None:
 
 
 def _make_decode(b: Body) -> None:
-    b.op("Gather", "table", b.cast32("X"), output="Y")
+    b.op("Identity", _Table(b, "table").any(b, b.cast32("X")), output="Y")
 
 
 def _ordered(b: Body) -> str:
@@ -738,44 +950,61 @@ def _make_clip(b: Body) -> None:
 
 
 def _make_max_pool(b: Body) -> None:
-    value, rank, outs = _patches(b, _ordered(b), b.i32(LOWEST))
-    best = b.op("ReduceMax", value, b.i64([2, 4, 6]), keepdims=0)
-    head = b.op("Slice", b.op("Shape", best), b.i64([0]), b.i64([2]))
-    _unordered(b, b.reshape(best, head, _spatial(b, outs, rank)))
+    windows = _Windows(b, _ordered(b), b.i32(LOWEST))
+    table, bases = _Table(b, windows.keys), windows.bases(b)
+
+    def step(t: Body, names: list[str]) -> str:
+        return t.op("Max", names[0], table(t, t.op("Add", bases, names[1])))
+
+    start = b.op("Expand", b.i32(LOWEST), b.op("Shape", bases))
+    _unordered(b, windows.by_channel(b, b.scan([start], [b.cast32(windows.depth)], step)))
 
 
-def _entered(b: Body, x: str, side: str, adder: _Adder) -> str:
+def _entered(b: Body, x: str, side: str, deltas: _Deltas) -> str:
+    """Keys of words at an adder's place (spec 6.4)."""
     codes, signs = _codes(b, x, f"{side}_bits", f"{side}_signed")
     shifted = b.op("Add", b.cast64(codes), b.attribute(f"{side}_shift"))
-    return _enter(b, shifted, signs, b.op("Equal", codes, b.i32(0)), adder.limit)
+    return _enter(b, shifted, signs, b.op("Equal", codes, b.i32(0)), deltas)
 
 
 def _make_add(b: Body) -> None:
-    adder = _Adder(b)
-    total = adder(b, _entered(b, "A", "a", adder), _entered(b, "B", "b", adder))
-    _words(b, *_from_log(b, total, b.attribute("code_shift")))
+    deltas = _Deltas(b)
+    adder, output, result = _Adder(b, deltas), _Output(b), _FromLog(b, deltas)
+    x, y = _entered(b, "A", "a", deltas), _entered(b, "B", "b", deltas)
+    shape = b.op("Shape", b.op("Add", x, y))
+    x, y = (adder.table.split(b, b.op("Expand", v, shape)) for v in (x, y))
+    codes, signs, zero = result(b, b.op("Reshape", adder(b, x, y), shape, allowzero=1))
+    b.cast_to_attribute(output(b, b.op("Add", codes, b.attribute("code_shift")), signs, zero), "output_type", "Y")
 
 
 def _make_average_pool(b: Body) -> None:
-    adder = _Adder(b)
-    value, rank, outs = _patches(b, _entered(b, "X", "input", adder), b.i32(LOG_ZERO))
-    shape = b.op("Shape", value)
-    ordered = b.op("Transpose", value, perm=[2, 4, 6, 0, 1, 3, 5, 7])
-    batch, channels = b.at(shape, 0), b.at(shape, 1)
-    depth = b.op("Mul", b.op("Mul", b.at(shape, 2), b.at(shape, 4)), b.at(shape, 6))
-    # [1, rest, K] is the layout that steps are made of
-    matrix = b.op("Transpose", b.reshape(ordered, b.i64(1), depth, b.i64(-1)), perm=[0, 2, 1])
-    steps = _steps(b, matrix, b.i32(LOG_ZERO), b.attribute("lanes"))
-    rest = b.op("Slice", b.op("Shape", matrix), b.i64([0]), b.i64([2]))
-    start = b.op("Expand", b.i32(LOG_ZERO), rest)
+    deltas = _Deltas(b)
+    adder, output, result = _Adder(b, deltas), _Output(b), _FromLog(b, deltas)
+    windows = _Windows(b, _entered(b, "X", "input", deltas), b.i32(0))
+    lanes, levels = b.attribute("lanes"), _tree_levels(b)
+    table, bases = _Table(b, windows.keys), windows.bases(b)
+    # the last key is a zero: what fills the last step, and its lanes up to a power of two, leads there
+    last = b.op("Sub", b.op("Size", windows.keys), b.i64(1))
+    depth = b.op("Size", windows.depth)
+    steps = b.ceil_div(depth, lanes)
+    places = b.op("Pad", windows.depth, b.shape(b.i64(0), b.op("Sub", b.op("Mul", steps, lanes), depth)), last)
+    width = b.power(levels)
+    places = b.reshape(places, steps, lanes)
+    places = b.op("Pad", places, b.shape(b.i64([0, 0, 0]), b.op("Sub", width, lanes)), last)
+    places, last = b.op("Unsqueeze", b.cast32(places), b.i64([2])), b.cast32(last)
+    by_lane = b.shape(width, b.op("Size", bases))
 
-    def entry(t: Body, names: list[str], single: bool) -> str:
-        return t.op("Squeeze", names[0], t.i64([0])) if single else names[0]
+    def step(t: Body, names: list[str]) -> str:
+        place = t.op("Min", t.op("Add", bases, names[1]), last)
+        entering = t.op("Reshape", table(t, table.split(t, place)), by_lane, allowzero=1)
+        # a Loop hides the shape, and a Scan wants that of its state
+        added = t.op("Reshape", _tree(t, entering, levels, adder), t.op("Shape", names[0]), allowzero=1)
+        return adder(t, names[0], added)
 
-    acc = b.reshape(_reduce_log(b, start, [steps], entry, adder), batch, channels, *outs)
-    codes, signs, zero = _from_log(b, acc, b.attribute("code_shift"), "log_counts")
-    back = b.shape(batch, channels, _spatial(b, outs, rank))
-    _words(b, *(b.op("Reshape", part, back, allowzero=1) for part in (codes, signs, zero)))
+    acc = b.scan([b.op("Expand", b.i32(0), b.op("Shape", bases))], [places], step)
+    codes, signs, zero = result(b, b.reshape(acc, windows.channels, windows.batch, *windows.outs), "log_counts")
+    words = output(b, b.op("Add", codes, b.attribute("code_shift")), signs, zero)
+    b.cast_to_attribute(windows.by_channel(b, words), "output_type", "Y")
 
 
 def _make_rescale(b: Body) -> None:
@@ -821,6 +1050,12 @@ OPERATORS: tuple[Operator, ...] = (
         _y(),
         _OUTPUT[:3],
         _make_encode,
+        (
+            "The code is the number of thresholds that the magnitude reaches; the offset is in the thresholds alone. "
+            "An infinity takes the largest code, NaN the zero word, and a negative number into an unsigned format the "
+            "word of 0.",
+            _WORD_NOTE,
+        ),
     ),
     Operator(
         "Decode",
@@ -829,6 +1064,7 @@ OPERATORS: tuple[Operator, ...] = (
         (Value("Y", "float", "Values."),),
         (),
         _make_decode,
+        ("The offset is in the table alone. A word of a sign and code 0 has the table's entry 0.0.",),
     ),
     Operator(
         "LinearGemm",
@@ -837,6 +1073,7 @@ OPERATORS: tuple[Operator, ...] = (
         _y(" [..., N]"),
         (*_OPERANDS, *_LINEAR, *_OUTPUT),
         _make_linear_gemm,
+        (_WORD_NOTE, *_LINEAR_NOTE),
     ),
     Operator(
         "LinearConv",
@@ -845,6 +1082,7 @@ OPERATORS: tuple[Operator, ...] = (
         _y(" [B, O, 1 to 3 axes]"),
         (*_OPERANDS, *_LINEAR, *_OUTPUT, *_WINDOW, *_GROUP),
         _make_linear_conv,
+        (_DEPTH_NOTE, _WORD_NOTE, *_LINEAR_NOTE, *_WINDOW_NOTE),
     ),
     Operator(
         "LogGemm",
@@ -853,6 +1091,7 @@ OPERATORS: tuple[Operator, ...] = (
         _y(" [..., N]"),
         (*_OPERANDS, *_LOG, *_OUTPUT),
         _make_log_gemm,
+        (_WORD_NOTE, *_LOG_NOTE),
     ),
     Operator(
         "LogConv",
@@ -861,6 +1100,7 @@ OPERATORS: tuple[Operator, ...] = (
         _y(" [B, O, 1 to 3 axes]"),
         (*_OPERANDS, *_LOG, *_OUTPUT, *_WINDOW, *_GROUP),
         _make_log_conv,
+        (_DEPTH_NOTE, _WORD_NOTE, *_LOG_NOTE, *_WINDOW_NOTE),
     ),
     Operator("Relu", "Negative words become zero (spec 6.1).", (_X,), _y(), _FORMAT, _make_relu),
     Operator(
@@ -874,6 +1114,7 @@ OPERATORS: tuple[Operator, ...] = (
             Value("high", "int", "The upper limit's code, negative if its sign is."),
         ),
         _make_clip,
+        (_WORD_NOTE,),
     ),
     Operator(
         "MaxPool",
@@ -882,6 +1123,7 @@ OPERATORS: tuple[Operator, ...] = (
         _y(" [B, C, 1 to 3 axes]"),
         (*_FORMAT, *_WINDOW),
         _make_max_pool,
+        (_WORD_NOTE, *_WINDOW_NOTE),
     ),
     Operator(
         "Add",
@@ -903,6 +1145,7 @@ OPERATORS: tuple[Operator, ...] = (
             *_OUTPUT,
         ),
         _make_add,
+        (_WORD_NOTE, *_LOG_NOTE),
     ),
     Operator(
         "AveragePool",
@@ -910,7 +1153,7 @@ OPERATORS: tuple[Operator, ...] = (
         (
             Value("X", f"{_WORDS} [B, C, 1 to 3 axes]", "Words; padding is the zero word."),
             *_DELTAS,
-            Value("log_counts", "int64 [o0, o1, o2]", "round(γ_acc·log2 n) at each output position."),
+            Value("log_counts", "int64 [o0, o1, o2]", "round(γ_acc·log2 n) at each output position, or sizes of 1."),
         ),
         _y(" [B, C, 1 to 3 axes]"),
         (
@@ -923,6 +1166,13 @@ OPERATORS: tuple[Operator, ...] = (
             *_WINDOW,
         ),
         _make_average_pool,
+        (
+            "Words enter and are added in the order of the kernel's axes, `lanes` at a time. `log_counts` broadcasts "
+            "over the three output axes: one entry [1, 1, 1] serves windows without padding.",
+            _WORD_NOTE,
+            *_LOG_NOTE,
+            *_WINDOW_NOTE,
+        ),
     ),
     Operator(
         "Rescale",
@@ -939,6 +1189,7 @@ OPERATORS: tuple[Operator, ...] = (
             *_OUTPUT,
         ),
         _make_rescale,
+        ("Zero stays zero under either rule of underflow.", _WORD_NOTE),
     ),
 )
 
@@ -967,6 +1218,15 @@ def functions(names: set[str] | None = None) -> list[FunctionProto]:
     return [function(o.name) for o in OPERATORS if names is None or o.name in names]
 
 
+def every_node(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Nodes, and those of their subgraphs."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                yield from every_node(attribute.g.node)
+
+
 def operator_page(operator: Operator) -> str:
     """The documentation page of an operator, in Markdown."""
     lines = [f"# {DOMAIN}.{operator.name}, version {VERSION}", "", operator.summary, ""]
@@ -980,12 +1240,15 @@ def operator_page(operator: Operator) -> str:
             # a bar would end the cell
             lines += [f"| `{v.name}` | {v.type} | {v.meaning} |".replace("|A|", r"\|A\|") for v in values]
             lines.append("")
-    body = function(operator.name)
-    kinds = sorted({node.op_type for node in body.node})
+    if operator.notes:
+        lines += ["## Notes", ""]
+        lines += [line for note in operator.notes for line in (note, "")]
+    every = list(every_node(function(operator.name).node))
+    kinds = sorted({node.op_type for node in every})
     lines += [
         "## Function body",
         "",
-        f"{len(body.node)} nodes of opset {OPSET}: {', '.join(kinds)}.",
+        f"{len(every)} nodes of opset {OPSET}, with those of loops and branches: {', '.join(kinds)}.",
         "",
     ]
     return "\n".join(lines)

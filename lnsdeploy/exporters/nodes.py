@@ -25,6 +25,8 @@ from lnsdeploy.formats import LNSFormat
 _INT32_MAX = (1 << 31) - 1
 # A log adder's keys span the channels' shifts; beyond this the operands cannot be meant.
 _MAX_SPREAD = 1 << 20
+# Entries of a table over product codes or differences: keys of four times as many, and sums of two, fit 32 bits.
+_MAX_ENTRIES = 1 << 24
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -113,6 +115,7 @@ def linear_tables(plan: DotPlan, channels: int, bias: npt.NDArray[np.int64] | No
     """The table inputs of LinearGemm and LinearConv."""
     accumulator = plan.datapath.linear
     lsb = plan.lsb
+    _check_entries("the terms of products", accumulator.bins * (plan.max_product_code + 1))
     terms = reference.aligned_terms(plan)
     constants = np.ones(1, dtype=np.int64)
     if accumulator.conversion == "bin":
@@ -128,9 +131,9 @@ def linear_tables(plan: DotPlan, channels: int, bias: npt.NDArray[np.int64] | No
     if largest >= 1 << 62:
         raise UnsupportedError(
             f"{accumulator.lanes} lanes of terms up to {int(terms.max())} exceed 64 bits; "
-            "use a larger lsb, fewer lanes, or overflow = wrap"
+            + ("use fewer lanes or psum_bits" if accumulator.overflow == "wrap" else "use a larger lsb or fewer lanes")
         )
-    narrow = largest + (1 << (accumulator.bits - 1)) <= _INT32_MAX and max(accumulator.bits, width) <= 30
+    narrow = largest + (1 << max(accumulator.bits, width)) <= _INT32_MAX
     kind = np.int32 if narrow else np.int64
     limit = (1 << (accumulator.bits - 1)) - 1
     start = np.zeros(channels, dtype=np.int64) if bias is None else bias
@@ -151,21 +154,33 @@ def _fitted(values: npt.NDArray[np.int64], bits: int, overflow: str, limit: int)
     return ((values + half) & ((1 << bits) - 1)) - half
 
 
+def _check_entries(what: str, entries: int) -> None:
+    if entries > _MAX_ENTRIES:
+        raise UnsupportedError(
+            f"{what} need a table of {entries} entries; an ONNX model holds at most {_MAX_ENTRIES}: "
+            "use formats of fewer bits, of closer gamma, or fewer bins"
+        )
+
+
 def _delta_inputs(accumulator: LogAccumulator, gamma: int) -> Arrays:
     if accumulator.bits > MAX_LOG_BITS:
         raise UnsupportedError(
             f"a log accumulator of {accumulator.bits} bits has no ONNX form; {MAX_LOG_BITS} is the most"
         )
     made = accumulator.delta.tables(gamma << accumulator.guard_bits)
+    _check_entries("differences of accumulator codes", max(len(made.plus), len(made.minus)))
     return {"delta_plus": made.plus.astype(np.int32), "delta_minus": made.minus.astype(np.int32)}
 
 
 def log_tables(plan: DotPlan, channels: int, bias: npt.NDArray[np.int64] | None) -> Arrays:
     """The table inputs of LogGemm and LogConv."""
     accumulator = plan.datapath.log
+    _check_entries("the codes of products", plan.max_product_code + 1)
     offsets = plan.accumulator_offset(channels)
     entry = plan.product_offset(channels) - offsets
-    if entry.size and int(entry.max()) - int(entry.min()) > _MAX_SPREAD:
+    if not channels:
+        raise UnsupportedError("a layer with no output channels has no log accumulator to place")
+    if int(entry.max()) - int(entry.min()) > _MAX_SPREAD:
         raise UnsupportedError(
             f"the accumulator's place differs by {int(entry.max()) - int(entry.min())} codes between output channels; "
             f"{_MAX_SPREAD} is the most that an ONNX model holds"
@@ -313,7 +328,7 @@ def _node(node: g.Node, graph: g.LNSGraph, pool: _Pool) -> NodeProto:
     if isinstance(node, (g.Relu, g.MaxPool, g.Clip)):
         attributes = {**_format_attributes("", node.format)}
         if isinstance(node, g.MaxPool):
-            attributes |= _window_attributes(node.window)
+            attributes.update(_window_attributes(node.window))
         elif isinstance(node, g.Clip):
             attributes |= {"low": _ordered(node.low, node.format), "high": _ordered(node.high, node.format)}
         return _make(node.op, node.name, inputs, node.output, attributes)

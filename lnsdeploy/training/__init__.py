@@ -14,10 +14,15 @@ _HOME = {
     "LNSConv2d": "layers",
     "LNSLinear": "layers",
     "LayerRecipe": "recipe",
+    "LayerSpec": "layers",
     "Madam": "madam",
     "Recipe": "recipe",
     "Run": "run",
     "TrainConfig": "run",
+    "TrainResult": "trainer",
+    "build_model": "models",
+    "calibrate_activations": "layers",
+    "config_from_options": "trainer",
     "deployable": "layers",
     "evaluate": "trainer",
     "fake_quantize": "fake_quantize",
@@ -34,10 +39,15 @@ __all__ = [
     "LNSConv2d",
     "LNSLinear",
     "LayerRecipe",
+    "LayerSpec",
     "Madam",
     "Recipe",
     "Run",
     "TrainConfig",
+    "TrainResult",
+    "build_model",
+    "calibrate_activations",
+    "config_from_options",
     "deployable",
     "evaluate",
     "fake_quantize",
@@ -51,11 +61,12 @@ __all__ = [
 if TYPE_CHECKING:
     from lnsdeploy.training.data import Dataset, load_data
     from lnsdeploy.training.fake_quantize import fake_quantize
-    from lnsdeploy.training.layers import LNSConv2d, LNSLinear, deployable, prepare_
+    from lnsdeploy.training.layers import LayerSpec, LNSConv2d, LNSLinear, calibrate_activations, deployable, prepare_
     from lnsdeploy.training.madam import IntegerMadam, Madam
+    from lnsdeploy.training.models import build_model
     from lnsdeploy.training.recipe import LayerRecipe, Recipe, load_recipe
     from lnsdeploy.training.run import Run, TrainConfig, load_run
-    from lnsdeploy.training.trainer import evaluate, train
+    from lnsdeploy.training.trainer import TrainResult, config_from_options, evaluate, train
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,7 @@ from torch import nn
 from lnsdeploy import __version__
 from lnsdeploy.errors import BadFileError, BadTypeError, BadValueError, LNSError, UnknownNameError
 from lnsdeploy.fields import check_choice, check_integer, check_string
-from lnsdeploy.files import dump_toml, read_bytes, read_safetensors, read_toml, write_text
+from lnsdeploy.files import dump_toml, read_bytes, read_safetensors, read_toml, write_safetensors, write_text
 from lnsdeploy.formats import METHODS, LNSFormat, LNSTensor, Method
 from lnsdeploy.training.data import Dataset, data_names, load_data
 from lnsdeploy.training.layers import prepare_
@@ -312,6 +312,33 @@ def read_metrics(folder: Path) -> list[Row]:
 # ---------------------------------------------------------------------------------------------------
 # States as arrays
 
+_NOTES = "lnsdeploy"
+
+
+def write_state(path: Path, arrays: Mapping[str, npt.NDArray[Any]], notes: Mapping[str, Any]) -> None:
+    """Write arrays with notes (plain data) as safetensors; the same content gives the same bytes.
+
+    All notes are one entry of the file's metadata, because safetensors writes several in no certain order.
+    """
+    text = json.dumps({"version": __version__, **notes}, sort_keys=True, separators=(",", ":"))
+    write_safetensors(path, arrays, {_NOTES: text})
+
+
+def read_state(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """Arrays and notes that :func:`write_state` wrote.
+
+    Raises:
+        BadFileError: the file is missing, damaged, or another program's.
+    """
+    arrays, metadata = read_safetensors(path)
+    try:
+        notes = json.loads(metadata[_NOTES])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise BadFileError(f"{path}: its metadata are not lnsdeploy's ({error!r})") from error
+    if not isinstance(notes, dict):
+        raise BadFileError(f"{path}: its metadata are not lnsdeploy's")
+    return arrays, notes
+
 
 def to_arrays(state: Mapping[str, torch.Tensor]) -> dict[str, npt.NDArray[Any]]:
     """Tensors as arrays; safetensors keeps scalars as arrays of one element."""
@@ -447,9 +474,9 @@ def load_run(path: str | Path) -> Run:
         raise BadFileError(
             f"{folder}: the training is not finished ({WEIGHTS} is missing); give the same train command again to go on"
         )
-    arrays, metadata = read_safetensors(file)
-    accuracy, notes = read_weights_metadata(metadata, file)
-    if metadata.get("identity") != identity_hash(table):
+    arrays, notes = read_state(file)
+    accuracy, word_notes = read_weights_notes(notes, file)
+    if notes.get("identity") != identity_hash(table):
         raise BadFileError(f"{file}: belongs to another {CONFIG}; one of the two was changed or replaced")
     dataset = table["dataset"]
     shape, classes = tuple(dataset["shape"]), int(dataset["classes"])
@@ -457,28 +484,24 @@ def load_run(path: str | Path) -> Run:
         model = config.model_for(shape, classes)
     except LNSError as error:
         raise BadFileError(f"{folder / CONFIG}: {error}") from error
-    words = {name: arrays.pop(f"{name}.words") for name in notes if f"{name}.words" in arrays}
+    words = {name: arrays.pop(f"{name}.words") for name in word_notes if f"{name}.words" in arrays}
     load_model_state(model, arrays, str(file))
     model.eval()
     history = read_metrics(folder)
-    tensors = _read_words(notes, words, model, file)
+    tensors = _read_words(word_notes, words, model, file)
     return Run(folder, config, model, accuracy, shape, classes, str(dataset["digest"]), tensors, history)
 
 
-def read_weights_metadata(metadata: Mapping[str, str], file: Path) -> tuple[float, dict[str, dict[str, Any]]]:
-    """Accuracy, and format and offset by parameter name, from the metadata of weights.
+def read_weights_notes(notes: Mapping[str, Any], file: Path) -> tuple[float, dict[str, Any]]:
+    """Accuracy, and format and offset by parameter name, from the notes of a weights file.
 
     Raises:
         BadFileError: they are missing or wrong.
     """
-    try:
-        accuracy = float(metadata["accuracy"])
-        notes = json.loads(metadata.get("words", "{}"))
-    except (KeyError, ValueError, RecursionError) as error:
-        raise BadFileError(f"{file}: its metadata are not those of a trained net ({error!r})") from error
-    if not 0 <= accuracy <= 1 or not isinstance(notes, dict):
+    accuracy, words = notes.get("accuracy"), notes.get("words", {})
+    if not isinstance(accuracy, (int, float)) or not 0 <= accuracy <= 1 or not isinstance(words, dict):
         raise BadFileError(f"{file}: its metadata are not those of a trained net")
-    return accuracy, notes
+    return float(accuracy), words
 
 
 def _read_words(

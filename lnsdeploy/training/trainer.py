@@ -8,7 +8,6 @@ from its last checkpoint to the bits it would have had.
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import os
 import time
@@ -25,9 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from lnsdeploy import __version__
 from lnsdeploy.errors import BadFileError, BadValueError, LNSError, MissingDependencyError
-from lnsdeploy.files import atomic_path, make_folder, read_safetensors, write_safetensors
+from lnsdeploy.files import atomic_path, make_folder
 from lnsdeploy.formats import random_bytes
 from lnsdeploy.training import run as runs
 from lnsdeploy.training.data import Dataset, load_data
@@ -261,28 +259,20 @@ class _Training:
                     tensors[f"{_OPTIMIZER}{index}.{key}"] = value
                 elif value is not None:
                     scalars.setdefault(str(index), {})[key] = value
-        metadata = {
-            "kind": "checkpoint",
-            "lnsdeploy": __version__,
-            "identity": self.identity,
-            "history": json.dumps(self.history),
-            "optimizer": json.dumps(scalars),
-        }
-        write_safetensors(self.folder / runs.CHECKPOINT, runs.to_arrays(tensors), metadata)
+        notes = {"identity": self.identity, "history": self.history, "optimizer": scalars}
+        runs.write_state(self.folder / runs.CHECKPOINT, runs.to_arrays(tensors), notes)
 
     def load_checkpoint(self) -> None:
         path = self.folder / runs.CHECKPOINT
-        arrays, metadata = read_safetensors(path)
-        if metadata.get("identity") != self.identity:
+        arrays, notes = runs.read_state(path)
+        if notes.get("identity") != self.identity:
             raise BadFileError(f"{path}: belongs to another {runs.CONFIG}; begin anew with --restart")
         try:
-            history = json.loads(metadata["history"])
-            scalars = json.loads(metadata["optimizer"])
-            rows = [{key: row[key] for key in runs.COLUMNS} for row in history]
+            rows = [{key: row[key] for key in runs.COLUMNS} for row in notes["history"]]
             if not all(isinstance(v, (int, float)) for row in rows for v in row.values()):
                 raise ValueError("history")
-            states = {int(index): dict(state) for index, state in scalars.items()}
-        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            states = {int(index): dict(state) for index, state in notes["optimizer"].items()}
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise BadFileError(f"{path}: damaged metadata ({error!r}); begin anew with --restart") from error
         if len(rows) > self.epochs:
             raise BadFileError(f"{path}: {len(rows)} epochs, though only {self.epochs} are asked for")
@@ -317,22 +307,15 @@ class _Training:
         write_curve(self.folder / runs.CURVE, self.history, _title(self.config))
         self.model.eval()
         arrays = runs.to_arrays(self.model.state_dict())
-        notes: dict[str, dict[str, Any]] = {}
+        words: dict[str, dict[str, Any]] = {}
         if isinstance(self.optimizer, IntegerMadam):
             names = [name for name, _ in self.model.named_parameters()]
             for name, tensor in zip(names, self.optimizer.lns_tensors(), strict=True):
                 if tensor is not None:
                     arrays[f"{name}.words"] = tensor.words
-                    notes[name] = {"format": str(tensor.format), "offset": int(tensor.offset)}
-        metadata = {
-            "kind": "weights",
-            "lnsdeploy": __version__,
-            "identity": self.identity,
-            "accuracy": repr(self.history[-1]["test_accuracy"]),
-        }
-        if notes:
-            metadata["words"] = json.dumps(notes, sort_keys=True)
-        write_safetensors(self.folder / runs.WEIGHTS, arrays, metadata)
+                    words[name] = {"format": str(tensor.format), "offset": int(tensor.offset)}
+        notes = {"identity": self.identity, "accuracy": self.history[-1]["test_accuracy"], "words": words}
+        runs.write_state(self.folder / runs.WEIGHTS, arrays, notes)
         _remove(self.folder / runs.CHECKPOINT)
 
 
@@ -397,10 +380,11 @@ def _result(folder: Path, history: list[Row], parameters: int) -> TrainResult:
 
 
 def _finished(folder: Path, training: _Training) -> TrainResult:
-    _, metadata = read_safetensors(folder / runs.WEIGHTS)
-    accuracy, _ = runs.read_weights_metadata(metadata, folder / runs.WEIGHTS)
-    if metadata.get("identity") != training.identity:
-        raise BadFileError(f"{folder / runs.WEIGHTS}: belongs to another {runs.CONFIG}; begin anew with --restart")
+    file = folder / runs.WEIGHTS
+    _, notes = runs.read_state(file)
+    accuracy, _ = runs.read_weights_notes(notes, file)
+    if notes.get("identity") != training.identity:
+        raise BadFileError(f"{file}: belongs to another {runs.CONFIG}; begin anew with --restart")
     history = runs.read_metrics(folder)
     if len(history) != training.epochs or history[-1]["test_accuracy"] != accuracy:
         raise BadFileError(f"{folder / runs.METRICS}: is not that of the weights beside it; begin anew with --restart")
