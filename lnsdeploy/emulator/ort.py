@@ -18,7 +18,7 @@ from lnsdeploy.emulator.graph import LayerRecord, check_input
 from lnsdeploy.errors import BadFileError, MissingDependencyError, UnsupportedError
 from lnsdeploy.formats import Words
 
-MINIMUM = (1, 17)
+MINIMUM = (1, 18)
 
 
 def _runtime() -> Any:

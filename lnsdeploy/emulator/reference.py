@@ -506,7 +506,7 @@ def _pool(x: Words, plan: PoolPlan, window: Window, divisor: Ints | None, counts
     delta = accumulator.delta.tables(plan.input.gamma << accumulator.guard_bits)
     view = windows(np.asarray(x), window)
     shape = view.shape[: 2 + len(window.kernel)]
-    flat = view.reshape(*shape, -1)
+    flat = view.reshape(*shape, int(np.prod(window.kernel)))
 
     def entry(k: int) -> tuple[Ints, Bools]:
         codes, signs = plan.input.split(flat[..., k])

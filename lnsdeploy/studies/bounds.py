@@ -228,7 +228,7 @@ def _mitchell_bound(gamma: int, sign: int) -> float:
     """
     if sign > 0:
         return gamma * _MITCHELL_LOG + 1
-    return _real(-1, 1, gamma) - gamma * 2.0 ** (-1 / gamma) + 1
+    return float(_real(-1, 1, gamma) - gamma * math.pow(2, -1 / gamma) + 1)
 
 
 def _shift_bound(gamma: int, sign: int) -> float:
