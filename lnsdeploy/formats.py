@@ -1,4 +1,4 @@
-"""LNS numbers: formats, words, encoding, decoding and calibration (docs/datapath.md, 1 and 2).
+"""LNS numbers: formats, words, encoding, decoding and calibration (spec 1.1 to 2.5).
 
 A word holds a sign bit (if the format is signed) above a magnitude code c; c = 0 is zero and c ≥ 1 is
 ±2^((c + o)/γ), where the integer offset o belongs to the tensor or to each of its channels. All

@@ -1,4 +1,4 @@
-"""Every table of the arithmetic, correctly rounded with integers (docs/datapath.md, 2 and 9).
+"""Every table of the arithmetic, correctly rounded with integers (spec 2.1 to 2.3, 9.1).
 
 The only irrational numbers an LNS needs are powers 2^(i/γ). They are computed here as integers with a
 known error, and every table entry is decided by comparing such integers: no table depends on a

@@ -277,6 +277,7 @@ def test_concatenation_clip_transpose_and_average_pooling():
     ],
 )
 def test_what_has_no_lns_form_is_refused_by_name(nodes, weights, message):
+    """Spec 6.6: what would stay in float is named, here in the refusal."""
     model = single(nodes, weights, [6])
     with pytest.raises((UnsupportedError, BadFileError), match=message):
         lower(model, floats(4, 6), LowerOptions(load_datapath("gauss-8")))

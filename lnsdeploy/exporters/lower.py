@@ -100,7 +100,7 @@ class Lowered:
         graph: the net on words.
         macs: multiply-accumulate operations per input.
         coverage: share of them that run in LNS.
-        float_ops: operations left in float, by name (6.6 of the specification).
+        float_ops: operations left in float, by name (spec 6.6).
     """
 
     graph: g.LNSGraph
@@ -243,6 +243,7 @@ def _float_node(node: Any, constants: Mapping[str, npt.NDArray[Any]]) -> _FloatN
 
     name = node.name or node.output[0]
     if node.domain not in ("", "ai.onnx") or node.op_type not in SUPPORTED:
+        # spec 6.6: never silently in float
         operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         raise UnsupportedError(
             f"operator {operator} (node {name!r}) has no LNS form here; lowering knows {', '.join(SUPPORTED)}"

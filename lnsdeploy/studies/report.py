@@ -274,8 +274,10 @@ def _run_all(jobs: Sequence[_Job], workers: int, progress: Callable[[int], None]
                 for future in finished:
                     done(waiting.pop(future), future.result())
         except BaseException:
-            for future in waiting:
-                future.cancel()
+            # checkpoints and finished parts are on disk, so nobody needs to wait for the others
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
             raise
     return found
 
