@@ -342,8 +342,8 @@ def convolution(
     groups: int = 1,
     counts: Counts | None = None,
 ) -> Words:
-    """Convolution as dot products over (C/groups, *kernel) in that order (spec 7.1); images are independent, and k keeps its order
-    (spec 7.2, 7.3).
+    """Convolution as dot products over (C/groups, *kernel) in that order (spec 7.1). Images are independent, and k
+    keeps its order (spec 7.2, 7.3).
 
     Args:
         x: [B, C, *spatial] of `plan.activation`, one to three spatial axes.
