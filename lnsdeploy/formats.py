@@ -730,8 +730,8 @@ def calibrate(
         return one(np.abs(values).reshape(-1))
     if not -values.ndim <= axis < values.ndim:
         raise BadValueError(f"{name} of shape {values.shape} has no axis {axis}")
-    channels = np.abs(np.moveaxis(values, axis, 0)).reshape(values.shape[axis], -1)
-    return np.array([one(channel) for channel in channels], dtype=np.int64)
+    channels = np.abs(np.moveaxis(values, axis, 0))
+    return np.array([one(channel.reshape(-1)) for channel in channels], dtype=np.int64)
 
 
 def offset_for(maximum: float, fmt: LNSFormat) -> int:

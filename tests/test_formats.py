@@ -749,3 +749,9 @@ def test_nearest_code_of_the_oracle_is_its_definition(x: Fraction, gamma: int) -
         return
     k = oracle.nearest_code(x, gamma)
     assert Fraction(2) ** (2 * k - 1) <= x ** (2 * gamma) < Fraction(2) ** (2 * k + 1)
+
+
+def test_calibration_of_no_channels() -> None:
+    """spec 2.6: no channels have no offsets; channels of nothing have offset 0."""
+    assert calibrate(np.zeros((0, 3)), LNSFormat(8, 8), axis=0).tolist() == []
+    assert calibrate(np.zeros((3, 0)), LNSFormat(8, 8), axis=0).tolist() == [0, 0, 0]

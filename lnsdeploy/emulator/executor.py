@@ -68,13 +68,30 @@ class ReferenceExecutor:
         return run_reference(artifact.graph, x, records, visit)
 
 
+def _cpu() -> Executor:
+    from lnsdeploy.emulator.cpu import CpuExecutor
+
+    return CpuExecutor()
+
+
 def _ort() -> Executor:
     from lnsdeploy.emulator.ort import OrtExecutor
 
     return OrtExecutor()
 
 
-_FACTORIES: dict[str, Callable[[], Executor]] = {"reference": ReferenceExecutor, "ort": _ort}
+def _ort_functions() -> Executor:
+    from lnsdeploy.emulator.ort import OrtFunctionsExecutor
+
+    return OrtFunctionsExecutor()
+
+
+_FACTORIES: dict[str, Callable[[], Executor]] = {
+    "reference": ReferenceExecutor,
+    "cpu": _cpu,
+    "ort": _ort,
+    "ort-functions": _ort_functions,
+}
 
 
 def executor_names() -> list[str]:

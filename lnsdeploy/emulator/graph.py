@@ -6,7 +6,7 @@ with the datapath, determines its bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -428,7 +428,24 @@ def run_reference(
         visit: called with the name and words of every tensor, in order.
     Returns: the words of the output tensor.
     """
-    env: dict[str, Words] = {graph.encoded: graph.encode_input(x)}
+    return run_graph(graph, x, [node.run for node in graph.nodes], LNSGraph.encode_input, records, visit)
+
+
+def run_graph(
+    graph: LNSGraph,
+    x: npt.NDArray[Any],
+    steps: Sequence[Callable[[list[Words], Counts], Words]],
+    encode_input: Callable[[LNSGraph, npt.NDArray[Any]], Words],
+    records: dict[str, LayerRecord] | None = None,
+    visit: Callable[[str, Words], None] | None = None,
+) -> Words:
+    """Run a batch, each node by its step; the rest as :func:`run_reference`.
+
+    Args:
+        steps: for each node, what makes its output's words from those of its inputs.
+        encode_input: what makes the input's words.
+    """
+    env: dict[str, Words] = {graph.encoded: encode_input(graph, x)}
     last = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
     if visit:
         visit(graph.encoded, env[graph.encoded])
@@ -437,7 +454,7 @@ def run_reference(
         record = LayerRecord(node.name, node.op)
         if records is not None:
             record = records.setdefault(node.name, record)
-        env[node.output] = node.run(inputs, record.counts)
+        env[node.output] = steps[i](inputs, record.counts)
         record.macs += node.macs([a.shape for a in inputs], env[node.output].shape)
         if graph.read_by_relu(node.output):
             record.counts.saturated -= record.counts.negative

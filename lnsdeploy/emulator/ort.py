@@ -1,7 +1,8 @@
-"""The `ort` executor: an LNS ONNX file as it is, in ONNX Runtime.
+"""The executors `ort` and `ort-functions`: an LNS ONNX file as it is, in ONNX Runtime.
 
 Every LNS operator is also a model-local function in standard operators, so a plain ONNX Runtime that knows
-nothing of lnsdeploy runs the file, to the same bits.
+nothing of lnsdeploy runs the file, to the same bits: that is `ort-functions`. `ort` has the native library's operators
+registered, which then run instead.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lnsdeploy._native import library_path
+from lnsdeploy.emulator import native
 from lnsdeploy.emulator.artifact import Artifact
 from lnsdeploy.emulator.graph import LayerRecord, check_input
-from lnsdeploy.errors import BadFileError, MissingDependencyError, UnsupportedError
+from lnsdeploy.errors import BadFileError, BadTypeError, MissingDependencyError, UnsupportedError
 from lnsdeploy.formats import Words
 
 MINIMUM = (1, 18)
@@ -31,9 +34,39 @@ def _runtime() -> Any:
     return onnxruntime
 
 
-def _session(data: bytes, what: str) -> Any:
+def register(session_options: Any) -> None:
+    """Register the native operators, so that sessions made with these options run LNS nodes by them.
+
+    Args:
+        session_options: an `onnxruntime.SessionOptions`.
+
+    Raises:
+        MissingDependencyError: the native library is missing; the message says why.
+        BadTypeError: something else was given.
+        UnsupportedError: this ONNX Runtime does not take it.
+    """
+    if why := native.unavailable():
+        raise MissingDependencyError(why)
+    if not hasattr(session_options, "register_custom_ops_library"):
+        raise BadTypeError(
+            f"register takes an onnxruntime.SessionOptions, not {type(session_options).__name__}; "
+            "pass it to InferenceSession afterwards"
+        )
+    try:
+        session_options.register_custom_ops_library(str(library_path()))
+    except Exception as error:  # ONNX Runtime has no common base class of its errors
+        raise UnsupportedError(f"ONNX Runtime refuses the native operators: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _session(data: bytes, what: str, with_native: bool = False) -> Any:
     runtime = _runtime()
     options = runtime.SessionOptions()
+    if with_native:
+        register(options)
     # warnings about unused initializers and the like are not for users of lnsdeploy
     options.log_severity_level = 4
     threads = os.environ.get("LNSDEPLOY_THREADS")
@@ -41,9 +74,8 @@ def _session(data: bytes, what: str) -> Any:
         options.intra_op_num_threads = int(threads)
     try:
         return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime has no common base class of its errors
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadFileError(f"ONNX Runtime refuses {what}: {first}") from error
+    except Exception as error:  # as above
+        raise BadFileError(f"ONNX Runtime refuses {what}: {_first_line(error)}") from error
 
 
 def float_session(data: bytes) -> Any:
@@ -55,13 +87,17 @@ def float_session(data: bytes) -> Any:
     return _session(data, "the float model")
 
 
-class OrtExecutor:
+class OrtFunctionsExecutor:
     """Runs the file's own function bodies in ONNX Runtime."""
 
-    name = "ort"
+    name = "ort-functions"
 
     def __init__(self) -> None:
         self._sessions: dict[tuple[int, bool], tuple[Artifact, Any]] = {}
+
+    def with_native(self) -> bool:
+        """Whether the native operators run: never."""
+        return False
 
     def unavailable(self) -> str | None:
         """Why it cannot run here, or None."""
@@ -121,5 +157,16 @@ class OrtExecutor:
                     raise UnsupportedError(f"{artifact.where}: tensor {name!r} has no recorded format")
                 kind = onnx.helper.np_dtype_to_tensor_dtype(info.format.dtype)
                 model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
-            self._sessions[key] = (artifact, _session(model.SerializeToString(), artifact.where))
+            made = _session(model.SerializeToString(), artifact.where, self.with_native())
+            self._sessions[key] = (artifact, made)
         return self._sessions[key][1]
+
+
+class OrtExecutor(OrtFunctionsExecutor):
+    """Runs the file in ONNX Runtime with the native operators; by its function bodies where the library is missing."""
+
+    name = "ort"
+
+    def with_native(self) -> bool:
+        """Whether the native operators run."""
+        return native.unavailable() is None

@@ -466,8 +466,13 @@ class _Fit:
         """The accumulator after an addition."""
         first, second = self.made["acc_bits"]
         if self.mode == "saturate":
-            return b.op("Clip", acc, first, second)
+            return self.clamped(b, acc, first, second)
         return b.op("BitwiseAnd", acc, second)
+
+    @staticmethod
+    def clamped(b: Body, value: str, low: str, high: str) -> str:
+        """Not Clip: ONNX Runtime 1.23 has it wrong for 64-bit integers and limits above 32 bits."""
+        return b.op("Min", b.op("Max", value, low), high)
 
     def start(self, b: Body, bias: str) -> str:
         """The accumulator's initial value."""
@@ -476,7 +481,7 @@ class _Fit:
     def step(self, b: Body, total: str) -> str:
         """The sum of a step."""
         if self.mode == "saturate":
-            return b.op("Clip", total, *self.made["psum_bits"])
+            return self.clamped(b, total, *self.made["psum_bits"])
         return self.signed(b, total, "psum_bits")
 
     def signed(self, b: Body, value: str, width: str) -> str:
@@ -494,7 +499,10 @@ class _Deltas:
 
     def __init__(self, b: Body):
         plus, minus = b.cast32("delta_plus"), b.cast32("delta_minus")
-        rows = b.op("Add", b.op("Max", b.op("Size", plus), b.op("Size", minus)), b.i64(1))
+        # as many rows as the largest Δ⁺ too: zero and zero, whose keys are equal, must stay below every code
+        highest = b.cast64(b.op("ReduceMax", b.op("Concat", b.i32([0]), plus, axis=0), b.i64([0]), keepdims=0))
+        rows = b.op("Max", b.op("Size", plus), b.op("Size", minus), highest)
+        rows = b.op("Add", rows, b.i64(1))
         more = b.op("Add", rows, b.i64(1))
 
         def padded(table: str, to: str) -> str:

@@ -6,29 +6,23 @@ The tables that a node takes as inputs follow from its plan alone; equal tables 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from lnsdeploy import formats, tables
 from lnsdeploy.datapath import Datapath, LinearAccumulator, LogAccumulator
 from lnsdeploy.emulator import graph as g
-from lnsdeploy.emulator import reference
+from lnsdeploy.emulator import operands, reference
+from lnsdeploy.emulator.operands import Arrays, decode_values, delta_tables, encode_thresholds, linear_tables
 from lnsdeploy.emulator.plan import DotPlan, Window
 from lnsdeploy.errors import BadFileError, UnsupportedError
 from lnsdeploy.exporters.functions import DOMAIN, IR_VERSION, MAX_LOG_BITS, OPSET, VERSION, functions
 from lnsdeploy.formats import LNSFormat
 
-_INT32_MAX = (1 << 31) - 1
 # A log adder's keys span the channels' shifts; beyond this the operands cannot be meant.
 _MAX_SPREAD = 1 << 20
-# Entries of a table over product codes or differences: keys of four times as many, and sums of two, fit 32 bits.
-_MAX_ENTRIES = 1 << 24
-
-Arrays = dict[str, npt.NDArray[Any]]
 
 
 class _Pool:
@@ -51,146 +45,31 @@ class _Pool:
 # Tables
 
 
-def encode_thresholds(fmt: LNSFormat, offset: int, underflow: str) -> npt.NDArray[np.float32]:
-    """Entry k − 1: the smallest float32 whose code is at least k (spec 2.1, 2.4)."""
-    top = tables.octave_thresholds(fmt.gamma, 62, "nearest")
-    bounds = []
-    for k in range(1, fmt.max_code + 1):
-        # the lower bound of code k is 2^((k − ½ + o)/γ): threshold number k + o − 1 of the absolute grid
-        octave, index = divmod(k + offset - 1, fmt.gamma)
-        bounds.append(_float32_at_least(int(top[index]), octave - 62))
-    if underflow == "min":
-        bounds[0] = 0.0
-    return np.array(bounds, dtype=np.float32)
-
-
-def _float32_at_least(significand: int, exponent: int) -> float:
-    """The smallest float32 not below significand·2^exponent (itself rounded up from an irrational)."""
-    # 24 bits of significand, fewer where the result is subnormal
-    drop = max(significand.bit_length() - 24, -149 - exponent)
-    kept = -((-significand) >> drop) if drop > 0 else significand << -drop
-    power = exponent + drop
-    if kept.bit_length() + power > 128:
-        return float("inf")
-    return float(np.ldexp(np.float64(kept), power))
-
-
-def decode_values(fmt: LNSFormat, offset: int) -> npt.NDArray[np.float32]:
-    """The value of every word (spec 2.5)."""
-    words = np.arange(1 << fmt.bits).astype(fmt.dtype)
-    values: npt.NDArray[np.float32] = formats.decode(words, fmt, offset)
-    return values
-
-
-@lru_cache(maxsize=16)
-def raw_thresholds(gamma: int, accumulator: LinearAccumulator) -> npt.NDArray[np.int64]:
-    """Entry e − 1: the smallest |A| whose raw code is at least e, for every |A| that can occur (spec 4.6)."""
-    largest = 1 << (accumulator.bits - 1)
-    if accumulator.conversion == "bin":
-        constants = tables.remainder_constants(accumulator.table_bits, accumulator.constant_bits)
-        largest *= int(constants.sum())
-    octaves = largest.bit_length()
-    if accumulator.encoder == "exact":
-        top = [int(t) for t in tables.octave_thresholds(gamma, 62, "nearest")]
-        found = [-((-t) >> (62 - p)) for p in range(octaves) for t in top]
-    else:
-        # the raw code is a step function of the leading one and the bits that follow it
-        following = accumulator.encoder_bits or gamma.bit_length() - 1
-        values = np.arange(1 << following)
-        if accumulator.encoder == "table":
-            values = tables.log_table(gamma, following)
-        starts, codes = [], []
-        for p in range(octaves):
-            for j in range(1 << following) if p >= following else range(0, 1 << following, 1 << (following - p)):
-                starts.append(((1 << following) + j) << p >> following)
-                codes.append(gamma * p + int(values[j]))
-        reached = np.maximum.accumulate(np.array(codes))
-        wanted = np.arange(1, int(reached[-1]) + 1)
-        found = [starts[i] for i in np.searchsorted(reached, wanted, side="left")]
-    kept = [t for t in found if t <= largest]
-    return np.array(kept or [largest + 1], dtype=np.int64)
-
-
-def linear_tables(plan: DotPlan, channels: int, bias: npt.NDArray[np.int64] | None) -> Arrays:
-    """The table inputs of LinearGemm and LinearConv."""
-    accumulator = plan.datapath.linear
-    lsb = plan.lsb
-    _check_entries("the terms of products", accumulator.bins * (plan.max_product_code + 1))
-    terms = reference.aligned_terms(plan)
-    constants = np.ones(1, dtype=np.int64)
-    if accumulator.conversion == "bin":
-        constants = tables.remainder_constants(accumulator.table_bits, accumulator.constant_bits)
-        lsb -= accumulator.constant_bits
-    # what fitting would do to a single term anyway keeps the table small
-    width = accumulator.step_bits
-    if accumulator.overflow == "wrap":
-        terms = terms & ((1 << width) - 1)
-    elif accumulator.lanes == 1:
-        terms = np.minimum(terms, (1 << (width - 1)) - 1)
-    largest = int(terms.max(initial=0)) * accumulator.lanes
-    if largest >= 1 << 62:
-        raise UnsupportedError(
-            f"{accumulator.lanes} lanes of terms up to {int(terms.max())} exceed 64 bits; "
-            + ("use fewer lanes or psum_bits" if accumulator.overflow == "wrap" else "use a larger lsb or fewer lanes")
-        )
-    narrow = largest + (1 << max(accumulator.bits, width)) <= _INT32_MAX
-    kind = np.int32 if narrow else np.int64
-    limit = (1 << (accumulator.bits - 1)) - 1
-    start = np.zeros(channels, dtype=np.int64) if bias is None else bias
-    start = _fitted(start, accumulator.bits, accumulator.overflow, limit)
-    return {
-        "bias": start.astype(kind),
-        "terms": terms.astype(kind),
-        "constants": constants.astype(np.int64),
-        "thresholds": raw_thresholds(plan.gamma, accumulator),
-        "code_shift": plan.gamma * lsb + plan.product_offset(channels) - plan.output_offset,
-    }
-
-
-def _fitted(values: npt.NDArray[np.int64], bits: int, overflow: str, limit: int) -> npt.NDArray[np.int64]:
-    if overflow == "saturate":
-        return np.clip(values, -limit, limit)
-    half = 1 << (bits - 1)
-    return ((values + half) & ((1 << bits) - 1)) - half
-
-
-def _check_entries(what: str, entries: int) -> None:
-    if entries > _MAX_ENTRIES:
-        raise UnsupportedError(
-            f"{what} need a table of {entries} entries; an ONNX model holds at most {_MAX_ENTRIES}: "
-            "use formats of fewer bits, of closer gamma, or fewer bins"
-        )
-
-
 def _delta_inputs(accumulator: LogAccumulator, gamma: int) -> Arrays:
     if accumulator.bits > MAX_LOG_BITS:
         raise UnsupportedError(
             f"a log accumulator of {accumulator.bits} bits has no ONNX form; {MAX_LOG_BITS} is the most"
         )
-    made = accumulator.delta.tables(gamma << accumulator.guard_bits)
-    _check_entries("differences of accumulator codes", max(len(made.plus), len(made.minus)))
-    return {"delta_plus": made.plus.astype(np.int32), "delta_minus": made.minus.astype(np.int32)}
+    return delta_tables(accumulator, gamma)
 
 
 def log_tables(plan: DotPlan, channels: int, bias: npt.NDArray[np.int64] | None) -> Arrays:
-    """The table inputs of LogGemm and LogConv."""
-    accumulator = plan.datapath.log
-    _check_entries("the codes of products", plan.max_product_code + 1)
-    offsets = plan.accumulator_offset(channels)
-    entry = plan.product_offset(channels) - offsets
+    """The table inputs of LogGemm and LogConv.
+
+    Raises:
+        UnsupportedError: the accumulator is beyond what a function body holds.
+    """
     if not channels:
         raise UnsupportedError("a layer with no output channels has no log accumulator to place")
+    _delta_inputs(plan.datapath.log, plan.gamma)
+    made = operands.log_tables(plan, channels, bias)
+    entry = made["entry_shift"]
     if int(entry.max()) - int(entry.min()) > _MAX_SPREAD:
         raise UnsupportedError(
             f"the accumulator's place differs by {int(entry.max()) - int(entry.min())} codes between output channels; "
             f"{_MAX_SPREAD} is the most that an ONNX model holds"
         )
-    return {
-        "bias": np.zeros(channels, dtype=np.int64) if bias is None else bias.astype(np.int64),
-        **_delta_inputs(accumulator, plan.gamma),
-        "entry_shift": entry.astype(np.int64),
-        "code_shift": (offsets - plan.output_offset).astype(np.int64),
-    }
+    return made
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -275,6 +154,11 @@ def model_of(graph: g.LNSGraph, metadata: Mapping[str, str]) -> ModelProto:
         [helper.make_tensor_value_info(graph.input, TensorProto.FLOAT, batch)],
         [helper.make_tensor_value_info(graph.output, TensorProto.FLOAT, ["batch", *graph.output_shape[1:]])],
         pool.tensors,
+        # a custom operator's result has the type that the model states
+        value_info=[
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(graph.tensors[name].format.dtype), None)
+            for name in (graph.encoded, *(node.output for node in graph.nodes))
+        ],
     )
     used = {node.op_type for node in nodes if node.domain == DOMAIN}
     model = helper.make_model(

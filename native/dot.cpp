@@ -1,0 +1,1200 @@
+/* Dot products: a layer is checked, the fastest kernel that gives its bits is chosen, and its weights are packed;
+ * runs go through tiles of rows (spec 3 to 5, 7). */
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <mutex>
+
+#include "internal.h"
+
+struct lns_dot {
+  lns::Layer layer;
+  explicit lns_dot(lns_output output) : layer(output) {}
+};
+
+namespace lns {
+namespace {
+
+constexpr int64_t kRowTile = 32;
+constexpr int64_t kAccBytes = 1 << 18;
+
+/* Δ beyond this, and codes beyond, are left to 64 bits. */
+constexpr int64_t kMaxDelta = 1 << 27;
+
+struct Terms {
+  const lns_dot_desc& d;
+  int64_t operator()(int64_t bin, int64_t p) const {
+    const int64_t i = bin * d.term_columns + p;
+    return d.terms_are_64 ? static_cast<const int64_t*>(d.terms)[i] : static_cast<const int32_t*>(d.terms)[i];
+  }
+};
+
+void need(const void* pointer, const char* what) {
+  if (!pointer) fail(LNS_BAD_VALUE, "%s is missing", what);
+}
+
+void need_range(int64_t value, int64_t low, int64_t high, const char* what) {
+  if (value < low || value > high) {
+    fail(LNS_BAD_VALUE, "%s must be %lld to %lld, not %lld", what, static_cast<long long>(low),
+         static_cast<long long>(high), static_cast<long long>(value));
+  }
+}
+
+void check(const lns_dot_desc& d) {
+  check_format(d.activation, "activations");
+  check_format(d.weight, "weights");
+  need_range(d.log, 0, 1, "log");
+  need_range(d.activation_widen, 1, 1 << 24, "activation_widen");
+  need_range(d.weight_widen, 1, 1 << 24, "weight_widen");
+  need_range(d.groups, 1, INT64_MAX, "groups");
+  need_range(d.channels, 0, int64_t{1} << 40, "channels");
+  need_range(d.depth, 0, int64_t{1} << 40, "depth");
+  if (d.channels % d.groups) {
+    fail(LNS_BAD_VALUE, "%lld channels do not divide into %lld groups", static_cast<long long>(d.channels),
+         static_cast<long long>(d.groups));
+  }
+  if (product(d.channels, d.depth)) need(d.weight_words, "weight_words");
+  need_range(d.lanes, 1, 1024, "lanes");
+  if (d.channels) need(d.code_shift, "code_shift");
+  for (int64_t n = 0; n < d.channels; ++n) {
+    need_range(d.code_shift[n], -(int64_t{1} << 56), int64_t{1} << 56, "code_shift");
+  }
+  if (d.log) {
+    need_range(d.acc_bits, 1, 40, "acc_bits");
+    need_range(d.guard_bits, 0, 8, "guard_bits");
+    need_range(d.delta_plus_count, 0, 1 << 28, "the length of delta_plus");
+    need_range(d.delta_minus_count, 0, 1 << 28, "the length of delta_minus");
+    if (d.delta_plus_count) need(d.delta_plus, "delta_plus");
+    if (d.delta_minus_count) need(d.delta_minus, "delta_minus");
+    if (d.channels) need(d.entry_shift, "entry_shift");
+    for (int64_t n = 0; n < d.channels; ++n) {
+      need_range(d.entry_shift[n], -(int64_t{1} << 50), int64_t{1} << 50, "entry_shift");
+    }
+    return;
+  }
+  need_range(d.acc_bits, 2, 62, "acc_bits");
+  need_range(d.psum_bits, 2, 62, "psum_bits");
+  need_range(d.saturate, 0, 1, "saturate");
+  need_range(d.terms_are_64, 0, 1, "terms_are_64");
+  need_range(d.bins, 1, 1 << 16, "bins");
+  need(d.terms, "terms");
+  need(d.constants, "constants");
+  const int64_t columns =
+      max_code(d.activation) * d.activation_widen + max_code(d.weight) * d.weight_widen + 1;
+  if (d.term_columns != columns) {
+    fail(LNS_BAD_VALUE, "terms have %lld columns; code sums up to %lld need %lld", static_cast<long long>(d.term_columns),
+         static_cast<long long>(columns - 1), static_cast<long long>(columns));
+  }
+  product(d.bins, d.term_columns);
+  if (d.threshold_count) need(d.thresholds, "thresholds");
+}
+
+/* ---- what a table of terms is made of --------------------------------------------------------------------- */
+
+/* terms[γq + r] = ⌊s_r·2^(q + exponent)⌋, with s_r either 2^(r/γ) rounded to `bits` bits or 1 + r/γ. */
+struct Structure {
+  bool found = false, mitchell = false;
+  int f = 0, bits = 0, exponent = 0;
+  std::vector<float> base; /* 2^(r/γ) */
+};
+
+uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+float float_of(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+uint32_t round_add(int bits) { return bits < 23 ? 1u << (22 - bits) : 0; }
+uint32_t round_mask(int bits) { return ~((1u << (23 - bits)) - 1); }
+
+float rounded(float x, int bits) { return float_of((bits_of(x) + round_add(bits)) & round_mask(bits)); }
+
+/* Whether float32 products of powers, rounded to `bits` bits, depend on the sum of remainders alone: a fact about
+ * (γ, bits) that holds or not, checked for all γ² pairs. */
+bool products_are_exact(int f, int bits, const std::vector<float>& base) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, int>, bool> known;
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    const auto found = known.find({f, bits});
+    if (found != known.end()) return found->second;
+  }
+  const int gamma = 1 << f;
+  std::vector<float> wanted(static_cast<size_t>(2 * gamma));
+  for (int r = 0; r < gamma; ++r) {
+    wanted[static_cast<size_t>(r)] = rounded(base[static_cast<size_t>(r)], bits);
+    wanted[static_cast<size_t>(r + gamma)] = 2 * wanted[static_cast<size_t>(r)];
+  }
+  bool exact = true;
+  for (int a = 0; a < gamma && exact; ++a) {
+    for (int b = a; b < gamma; ++b) {
+      if (rounded(base[static_cast<size_t>(a)] * base[static_cast<size_t>(b)], bits) !=
+          wanted[static_cast<size_t>(a + b)]) {
+        exact = false;
+        break;
+      }
+    }
+  }
+  std::lock_guard<std::mutex> lock(mutex);
+  known[{f, bits}] = exact;
+  return exact;
+}
+
+Structure structure_of(const lns_dot_desc& d) {
+  Structure s;
+  const Terms terms{d};
+  const int64_t largest = d.term_columns - 1;
+  for (s.f = 0; s.f <= 12; ++s.f) {
+    const int64_t gamma = int64_t{1} << s.f, top = largest >> s.f;
+    if (top < 1 || top > 120) continue;
+    const int64_t one = terms(0, gamma * top);
+    if (one < 1 || (one & (one - 1))) continue;
+    s.exponent = 63 - __builtin_clzll(static_cast<uint64_t>(one)) - static_cast<int>(top);
+    const auto agrees = [&](const auto& significand) {
+      for (int64_t p = largest; p >= 2; --p) {
+        const double value = std::ldexp(significand(p & (gamma - 1)), static_cast<int>(p >> s.f) + s.exponent);
+        if (value >= 9e18 || static_cast<int64_t>(value) != terms(0, p)) return false;
+      }
+      return true;
+    };
+    if (agrees([&](int64_t r) { return 1 + static_cast<double>(r) / static_cast<double>(gamma); })) {
+      s.found = s.mitchell = true;
+      return s;
+    }
+    s.base.resize(static_cast<size_t>(gamma));
+    for (int64_t r = 0; r < gamma; ++r) {
+      s.base[static_cast<size_t>(r)] = static_cast<float>(std::exp2(static_cast<double>(r) / static_cast<double>(gamma)));
+    }
+    for (s.bits = 0; s.bits <= 23; ++s.bits) {
+      if (agrees([&](int64_t r) { return static_cast<double>(rounded(s.base[static_cast<size_t>(r)], s.bits)); }) &&
+          products_are_exact(s.f, s.bits, s.base)) {
+        s.found = true;
+        return s;
+      }
+    }
+  }
+  return s;
+}
+
+/* ---- packing ------------------------------------------------------------------------------------------------ */
+
+struct Weights {
+  const lns_dot_desc& d;
+  const int bytes = bytes_of(d.weight);
+  uint32_t word(int64_t channel, int64_t k) const {
+    return load_word(d.weight_words, bytes, channel * d.depth + k) & ((1u << d.weight.bits) - 1);
+  }
+};
+
+/* Call put(destination index, word, channel) for every packed weight; `empty(destination index)` where a panel has no
+ * column. */
+template <class Put, class Empty>
+void pack(const Layer& l, const lns_dot_desc& d, Put put, Empty empty) {
+  const Weights weights{d};
+  const int width = l.kernel.panel;
+  for (int64_t g = 0; g < l.groups; ++g) {
+    for (int64_t p = 0; p < l.panels; ++p) {
+      for (int64_t c = 0; c < width; ++c) {
+        const int64_t column = p * width + c, channel = g * l.columns + column;
+        const int64_t base = (g * l.panels + p) * l.depth;
+        for (int64_t k = 0; k < l.depth; ++k) {
+          if (column < l.columns) {
+            put(base + k, c, weights.word(channel, k), channel);
+          } else {
+            empty(base + k, c);
+          }
+        }
+      }
+    }
+  }
+}
+
+/* One value a channel, laid out as the accumulators of a row. */
+template <class T, class From>
+std::vector<T> per_column(const Layer& l, T nothing, From from) {
+  const int width = l.kernel.panel;
+  std::vector<T> made(static_cast<size_t>(l.groups * l.panels * width), nothing);
+  for (int64_t g = 0; g < l.groups; ++g) {
+    for (int64_t c = 0; c < l.columns; ++c) {
+      made[static_cast<size_t>(g * l.panels * width + c)] = from(g * l.columns + c);
+    }
+  }
+  return made;
+}
+
+template <class T, class From>
+std::vector<T> by_word(lns_format f, From from) {
+  std::vector<T> made(size_t{1} << f.bits);
+  for (uint32_t word = 0; word < made.size(); ++word) made[word] = from(code_of(word, f), negative(word, f));
+  return made;
+}
+
+int64_t packed_size(const Layer& l) {
+  return product(product(l.groups * l.panels, l.depth), l.kernel.panel);
+}
+
+void set_kernel(Layer& l, Kind kind, const Kernel& kernel, const char* name) {
+  l.kind = kind;
+  l.kernel = kernel;
+  l.panels = (l.columns + kernel.panel - 1) / kernel.panel;
+  l.kernel_name = name;
+}
+
+void pack_fp32(Layer& l, const lns_dot_desc& d, const Structure& s) {
+  const int64_t gamma = int64_t{1} << s.f;
+  const int middle = static_cast<int>((max_code(d.activation) * d.activation_widen) >> s.f) / 2;
+  const auto value = [&](int64_t code, bool minus, int exponent) {
+    const float x = std::ldexp(s.base[static_cast<size_t>(code & (gamma - 1))], static_cast<int>(code >> s.f) + exponent);
+    return minus ? -x : x;
+  };
+  l.activation_size = 4;
+  l.activation_floats = by_word<float>(d.activation, [&](uint32_t code, bool minus) {
+    return code ? value(code * d.activation_widen, minus, -middle) : 0.0f;
+  });
+  l.weight_floats.resize(packed_size(l));
+  const auto weights = by_word<float>(d.weight, [&](uint32_t code, bool minus) {
+    return code ? value(code * d.weight_widen, minus, s.exponent + middle) : 0.0f;
+  });
+  const int width = l.kernel.panel;
+  pack(
+      l, d, [&](int64_t at, int64_t c, uint32_t word, int64_t) { l.weight_floats[at * width + c] = weights[word]; },
+      [&](int64_t at, int64_t c) { l.weight_floats[at * width + c] = 0; });
+  l.round_add = static_cast<int32_t>(round_add(s.bits));
+  l.round_mask = static_cast<int32_t>(round_mask(s.bits));
+}
+
+void pack_ints(Layer& l, const lns_dot_desc& d, const std::vector<int32_t>& weights) {
+  l.activation_size = 4;
+  l.weight_ints.resize(packed_size(l));
+  const int width = l.kernel.panel;
+  pack(
+      l, d, [&](int64_t at, int64_t c, uint32_t word, int64_t) { l.weight_ints[at * width + c] = weights[word]; },
+      [&](int64_t at, int64_t c) { l.weight_ints[at * width + c] = 0; });
+}
+
+void pack_mitchell(Layer& l, const lns_dot_desc& d, const Structure& s) {
+  /* exponents 64 and 63 + exponent: a sum has 127 + exponent, and with a zero, less than 127 */
+  const auto packed = [&](uint32_t code, bool minus, int64_t widen, int exponent) {
+    if (!code) return 0;
+    const uint32_t bits = (static_cast<uint32_t>(exponent) << 23) + (static_cast<uint32_t>(code * widen) << (23 - s.f));
+    return static_cast<int32_t>(bits | (minus ? 0x80000000u : 0));
+  };
+  l.activation_ints = by_word<int32_t>(d.activation, [&](uint32_t code, bool minus) {
+    return packed(code, minus, d.activation_widen, 64);
+  });
+  pack_ints(l, d, by_word<int32_t>(d.weight, [&](uint32_t code, bool minus) {
+              return packed(code, minus, d.weight_widen, 63 + s.exponent);
+            }));
+}
+
+/* Codes such that a sum indexes l.table: nonzero codes are shifted by the other side's largest, so that sums of two
+ * nonzero codes lie above all others, where the table begins. */
+void pack_codes(Layer& l, const lns_dot_desc& d, const std::function<int32_t(int64_t)>& entry) {
+  const int64_t a_max = max_code(d.activation) * d.activation_widen, w_max = max_code(d.weight) * d.weight_widen;
+  const auto packed = [](uint32_t code, bool minus, int64_t widen, int64_t shift) {
+    if (!code) return 0;
+    return static_cast<int32_t>(static_cast<uint32_t>(code * widen + shift) | (minus ? 0x80000000u : 0));
+  };
+  l.activation_ints = by_word<int32_t>(d.activation, [&](uint32_t code, bool minus) {
+    return packed(code, minus, d.activation_widen, w_max);
+  });
+  pack_ints(l, d, by_word<int32_t>(d.weight, [&](uint32_t code, bool minus) {
+              return packed(code, minus, d.weight_widen, a_max);
+            }));
+  l.table.resize(2 * (a_max + w_max) + 1);
+  for (int64_t i = 0; i < l.table.size(); ++i) l.table[i] = i >= a_max + w_max + 2 ? entry(i - a_max - w_max) : 0;
+}
+
+std::vector<int64_t> longs(lns_format f, int64_t widen) {
+  return by_word<int64_t>(f, [&](uint32_t code, bool minus) { return 2 * code * widen + minus; });
+}
+
+void pack_general(Layer& l, const lns_dot_desc& d) {
+  l.activation_size = 8;
+  l.activation_longs = longs(d.activation, d.activation_widen);
+  const auto weights = longs(d.weight, d.weight_widen);
+  l.weight_longs.resize(static_cast<size_t>(product(d.channels, d.depth)));
+  const Weights words{d};
+  for (int64_t n = 0; n < d.channels; ++n) {
+    for (int64_t k = 0; k < d.depth; ++k) l.weight_longs[static_cast<size_t>(n * d.depth + k)] = weights[words.word(n, k)];
+  }
+}
+
+/* Rows from which on it pays to lay out all terms of a weight. */
+constexpr int64_t kExpandedRows = 192;
+/* Rows of a task, at most: their packed activations stay near. */
+constexpr int64_t kExpandedTile = 1024;
+
+/* entry(P) is what a row of terms holds for a code sum. */
+void make_expanded(Layer& l, const lns_dot_desc& d, const Kernel& kernel, int64_t step,
+                   const std::vector<int64_t>& bias, const std::function<int32_t(int64_t)>& entry) {
+  const int64_t a_max = max_code(d.activation) * d.activation_widen, w_max = max_code(d.weight) * d.weight_widen;
+  if (a_max >= expanded_codes || w_max > INT16_MAX || (l.saturate && l.lanes > 1)) return;
+  l.expands = true;
+  l.expanded = kernel;
+  l.expanded_step = step;
+  const int width = l.expanded.panel;
+  l.expanded_panels = (l.columns + width - 1) / width;
+  l.activation_rows = by_word<uint16_t>(d.activation, [&](uint32_t code, bool minus) {
+    return static_cast<uint16_t>((code * d.activation_widen + (minus ? expanded_codes : 0)) * width * 4);
+  });
+  l.zero_stream = d.term_columns + expanded_codes;
+  l.term_stream.resize(l.zero_stream + 2 * expanded_codes);
+  for (int64_t i = 0; i < l.term_stream.size(); ++i) {
+    l.term_stream[i] = i >= 2 && i < d.term_columns ? entry(i) : 0;
+  }
+  const Weights weights{d};
+  l.weight_codes.resize(product(product(l.groups * l.expanded_panels, l.depth), width));
+  for (int64_t g = 0; g < l.groups; ++g) {
+    for (int64_t c = 0; c < l.expanded_panels * width; ++c) {
+      const int64_t at = (g * l.expanded_panels + c / width) * l.depth * width + c % width;
+      for (int64_t k = 0; k < l.depth; ++k) {
+        int64_t code = 0;
+        if (c < l.columns) {
+          const uint32_t word = weights.word(g * l.columns + c, k);
+          code = code_of(word, d.weight) * d.weight_widen;
+          if (negative(word, d.weight)) code = -code;
+        }
+        l.weight_codes[at + k * width] = static_cast<int16_t>(code);
+      }
+    }
+  }
+  if (d.bias) {
+    l.expanded_start.assign(static_cast<size_t>(l.groups * l.expanded_panels * width), 0);
+    for (int64_t n = 0; n < d.channels; ++n) {
+      l.expanded_start[static_cast<size_t>(n / l.columns * l.expanded_panels * width + n % l.columns)] =
+          static_cast<int32_t>(bias[static_cast<size_t>(n)]);
+    }
+  }
+}
+
+/* ---- choosing: linear -------------------------------------------------------------------------------------- */
+
+void make_linear(Layer& l, const lns_dot_desc& d, const Isa& isa) {
+  const Terms terms{d};
+  const Weights weights{d};
+  l.raw.build(d.thresholds, d.threshold_count);
+  l.constants.assign(d.constants, d.constants + d.bins);
+  /* no term beyond those of the heaviest weight can occur */
+  int64_t heaviest = 0;
+  for (int64_t n = 0; n < d.channels; ++n) {
+    for (int64_t k = 0; k < d.depth; ++k) {
+      heaviest = std::max<int64_t>(heaviest, code_of(weights.word(n, k), d.weight));
+    }
+  }
+  const int64_t reach = max_code(d.activation) * d.activation_widen + heaviest * d.weight_widen;
+  int64_t largest = 0;
+  bool one_bin = true;
+  std::vector<int32_t> bin_of(static_cast<size_t>(d.term_columns), -1);
+  for (int64_t b = 0; b < d.bins; ++b) {
+    for (int64_t p = 2; p < d.term_columns; ++p) {
+      const int64_t term = terms(b, p);
+      if (term < 0) fail(LNS_BAD_VALUE, "terms are magnitudes; one is %lld", static_cast<long long>(term));
+      if (p <= reach) largest = std::max(largest, term);
+      if (!term) continue;
+      one_bin = one_bin && bin_of[static_cast<size_t>(p)] == -1;
+      bin_of[static_cast<size_t>(p)] = bin_of[static_cast<size_t>(p)] == -1 ? static_cast<int32_t>(b) : -2;
+    }
+  }
+  const bool saturate = d.saturate != 0;
+  const int64_t limit = (int64_t{1} << (d.acc_bits - 1)) - 1, step_limit = (int64_t{1} << (d.psum_bits - 1)) - 1;
+  const int64_t limit32 = INT32_MAX;
+  std::vector<int64_t> bias(static_cast<size_t>(d.channels));
+  int64_t largest_bias = 0;
+  for (int64_t n = 0; n < d.channels; ++n) {
+    /* the start is fitted, like any sum (spec 4.5) */
+    const __int128 start = d.bias ? d.bias[n] : 0;
+    bias[static_cast<size_t>(n)] = static_cast<int64_t>(fit(start, d.acc_bits, saturate));
+    largest_bias = std::max(largest_bias, std::abs(bias[static_cast<size_t>(n)]));
+  }
+  l.acc_size = 4;
+  const auto start32 = [&] {
+    if (d.bias) {
+      l.start32 = per_column<int32_t>(
+          l, 0, [&](int64_t n) { return static_cast<int32_t>(bias[static_cast<size_t>(n)]); });
+    }
+  };
+  /* wrapping sums may be left unfitted to the end if every width divides the integers they are kept in */
+  const bool wraps = !saturate && d.psum_bits >= d.acc_bits;
+  const bool wraps32 = wraps && d.acc_bits <= 32 && largest <= limit32;
+  const bool step32 = saturate && largest <= limit32 / d.lanes && limit + std::min(step_limit, largest * d.lanes) <= limit32;
+  const bool steps = d.lanes > 1 || largest > step_limit;
+  l.limit = static_cast<int32_t>(std::min(limit, limit32));
+  l.step_limit = static_cast<int32_t>(std::min(step_limit, limit32));
+  if (one_bin && d.bins == 1 && (wraps || step32)) {
+    const auto expand = [&] {
+      if (!wraps32 && (!step32 || steps)) return;
+      make_expanded(l, d, wraps32 ? isa.expanded_wrap : isa.expanded_saturate, expanded_depth, bias, [&](int64_t p) {
+        return static_cast<int32_t>(std::min<int64_t>(terms(0, p), INT32_MAX));
+      });
+    };
+    const Structure s = structure_of(d);
+    if (isa.prefers_expanded || !s.found) expand();
+    const int64_t a_top = (max_code(d.activation) * d.activation_widen) >> s.f;
+    const int64_t w_top = (max_code(d.weight) * d.weight_widen) >> s.f;
+    const bool wide = wraps && !wraps32 && static_cast<double>(d.depth) * static_cast<double>(largest) +
+                                                   static_cast<double>(largest_bias) < 9.0e15;
+    if (s.found && s.mitchell && (wraps32 || step32) && a_top < 60 && w_top + s.exponent < 60 && s.exponent > -60) {
+      if (saturate && steps) {
+        set_kernel(l, Kind::mitchell, isa.mitchell_lanes, "mitchell-lanes");
+      } else if (saturate) {
+        set_kernel(l, Kind::mitchell, isa.mitchell_saturate, "mitchell-saturate");
+      } else {
+        set_kernel(l, Kind::mitchell, isa.mitchell_wrap, "mitchell-wrap");
+      }
+      start32();
+      return pack_mitchell(l, d, s);
+    }
+    if (s.found && !s.mitchell && (wraps32 || step32 || wide) && a_top < 100 && w_top + a_top / 2 + s.exponent < 100 &&
+        s.exponent + a_top / 2 > -100 && s.exponent > -100) {
+      if (wide) {
+        set_kernel(l, Kind::fp32_wide, isa.fp32_wide, "fp32-wide");
+        l.acc_size = 8;
+        if (d.bias) {
+          l.start64 = per_column<double>(
+              l, 0, [&](int64_t n) { return static_cast<double>(bias[static_cast<size_t>(n)]); });
+        }
+      } else {
+        if (saturate && steps) {
+          set_kernel(l, Kind::fp32, isa.fp32_lanes, "fp32-lanes");
+        } else if (saturate) {
+          set_kernel(l, Kind::fp32, isa.fp32_saturate, "fp32-saturate");
+        } else {
+          set_kernel(l, Kind::fp32, isa.fp32_wrap, "fp32-wrap");
+        }
+        start32();
+      }
+      return pack_fp32(l, d, s);
+    }
+    if ((wraps32 || step32) && d.term_columns < (1 << 28)) {
+      set_kernel(l, Kind::gather, isa.gather, saturate ? "gather-saturate" : "gather-wrap");
+      start32();
+      return pack_codes(l, d, [&](int64_t p) { return static_cast<int32_t>(terms(0, p)); });
+    }
+  }
+  const bool bins = d.bins > 1 && d.bins <= 16 && (d.bins & (d.bins - 1)) == 0;
+  if (one_bin && bins && largest < (1 << 27) && (wraps32 || (step32 && !steps)) && d.term_columns < (1 << 28)) {
+    set_kernel(l, Kind::bins, isa.bins, saturate ? "bins-saturate" : "bins-wrap");
+    start32();
+    const auto entry = [&](int64_t p) {
+      const int32_t bin = std::max(bin_of[static_cast<size_t>(p)], 0);
+      return static_cast<int32_t>(std::min<int64_t>(terms(bin, p), (1 << 27) - 1)) * 16 + bin;
+    };
+    make_expanded(l, d, isa.expanded_bins, expanded_bins_depth, bias, entry);
+    l.term_peaks.resize(l.term_stream.size());
+    for (int64_t i = 0; i < l.term_peaks.size(); ++i) {
+      const int32_t below = i && i < l.zero_stream ? l.term_peaks[i - 1] : 0;
+      l.term_peaks[i] = std::max(l.term_stream[i] >> 4, below);
+    }
+    return pack_codes(l, d, entry);
+  }
+  set_kernel(l, Kind::general, Kernel{1, 1, nullptr}, "general");
+  l.acc_size = 8;
+  l.start_wide = bias;
+  l.term_columns = d.term_columns;
+  l.bin_of = std::move(bin_of);
+  l.terms.resize(static_cast<size_t>(d.bins * d.term_columns));
+  for (int64_t b = 0; b < d.bins; ++b) {
+    for (int64_t p = 0; p < d.term_columns; ++p) l.terms[static_cast<size_t>(b * d.term_columns + p)] = terms(b, p);
+  }
+  pack_general(l, d);
+}
+
+/* spec 4.4 with any widths */
+void run_general(const Tile& t) {
+  const Layer& l = *t.layer;
+  auto* acc = static_cast<int64_t*>(t.acc);
+  const auto* a = static_cast<const int64_t*>(t.a);
+  const int64_t columns = t.last_panel - t.first_panel;
+  std::vector<int64_t> sums(static_cast<size_t>(l.bins));
+  std::vector<__int128> step(static_cast<size_t>(l.bins));
+  for (int64_t r = 0; r < t.rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) {
+      const int64_t channel = t.group * l.columns + t.first_panel + c;
+      const int64_t* w = l.weight_longs.data() + channel * l.depth;
+      std::fill(sums.begin(), sums.end(), 0);
+      sums[0] = l.start_wide[static_cast<size_t>(channel)];
+      for (int64_t first = 0; first < l.depth; first += l.lanes) {
+        const int64_t last = std::min(first + l.lanes, l.depth);
+        std::fill(step.begin(), step.end(), 0);
+        for (int64_t k = first; k < last; ++k) {
+          const int64_t x = a[r * l.depth + k], y = w[k];
+          if (x < 2 || y < 2) continue;
+          const int64_t p = (x >> 1) + (y >> 1);
+          const int32_t bin = l.bin_of[static_cast<size_t>(p)];
+          if (bin == -1) continue;
+          const bool minus = ((x ^ y) & 1) != 0;
+          for (int64_t b = bin < 0 ? 0 : bin; b < (bin < 0 ? l.bins : bin + 1); ++b) {
+            const int64_t term = l.terms[static_cast<size_t>(b * l.term_columns + p)];
+            step[static_cast<size_t>(b)] += minus ? -term : term;
+          }
+        }
+        for (size_t b = 0; b < sums.size(); ++b) {
+          const __int128 fitted = fit(step[b], l.psum_bits, l.saturate);
+          sums[b] = static_cast<int64_t>(fit(static_cast<__int128>(sums[b]) + fitted, l.acc_bits, l.saturate));
+        }
+      }
+      for (size_t b = 0; b < sums.size(); ++b) acc[(r * columns + c) * l.bins + static_cast<int64_t>(b)] = sums[b];
+    }
+  }
+}
+
+/* ---- choosing: log ------------------------------------------------------------------------------------------ */
+
+int64_t nonzero_length(const int32_t* values, int64_t count) {
+  while (count && values[count - 1] == 0) --count;
+  return count;
+}
+
+void make_log(Layer& l, const lns_dot_desc& d, const Isa& isa) {
+  const int64_t plus = nonzero_length(d.delta_plus, d.delta_plus_count);
+  const int64_t minus = nonzero_length(d.delta_minus, d.delta_minus_count);
+  const int64_t largest = (int64_t{1} << d.acc_bits) - 1;
+  int64_t largest_delta = 0;
+  for (int64_t i = 0; i < plus; ++i) largest_delta = std::max<int64_t>(largest_delta, std::abs(int64_t{d.delta_plus[i]}));
+  for (int64_t i = 1; i < minus; ++i) {
+    largest_delta = std::max<int64_t>(largest_delta, std::abs(int64_t{d.delta_minus[i]}));
+  }
+  int64_t least_delta = 0;
+  for (int64_t i = 0; i < plus; ++i) least_delta = std::min<int64_t>(least_delta, d.delta_plus[i]);
+  for (int64_t i = 1; i < minus; ++i) least_delta = std::min<int64_t>(least_delta, d.delta_minus[i]);
+  if (least_delta < 0) fail(LNS_BAD_VALUE, "delta tables have no negative numbers; one is %lld", static_cast<long long>(least_delta));
+  const int64_t a_max = max_code(d.activation) * d.activation_widen, w_max = max_code(d.weight) * d.weight_widen;
+  const auto code = [&](int64_t n) { return d.bias ? d.bias[n] & largest : 0; };
+  const auto is_minus = [&](int64_t n) { return d.bias && (d.bias[n] >> d.acc_bits) != 0 && code(n) > 0; };
+  l.guard_bits = d.guard_bits;
+  const auto begin = [&] {
+    if (!d.bias) return;
+    l.start_code = per_column<int32_t>(
+        l, no_code, [&](int64_t n) { return code(n) ? static_cast<int32_t>(code(n)) : no_code; });
+    l.start_minus = per_column<int32_t>(l, 0, [&](int64_t n) { return is_minus(n) ? -1 : 0; });
+  };
+  /* tables with a step have runs of equal entries: one of each run is kept */
+  const auto value = [&](int64_t i, bool differ) -> int64_t {
+    if (differ) return i < minus ? d.delta_minus[i == 0 ? std::min<int64_t>(1, minus - 1) : i] : 0;
+    return i < plus ? d.delta_plus[i] : 0;
+  };
+  const int64_t length = std::max(plus, minus);
+  const auto in_runs = [&](int64_t run) {
+    for (int64_t i = 0; i < length + run; ++i) {
+      if (i % run && (value(i, false) != value(i - 1, false) || value(i, true) != value(i - 1, true))) return false;
+    }
+    return true;
+  };
+  l.delta_shift = 0;
+  while (l.delta_shift < 14 && length > (int64_t{1} << l.delta_shift) && in_runs(int64_t{2} << l.delta_shift)) {
+    ++l.delta_shift;
+  }
+  const int shift = l.delta_shift;
+  l.delta_size = std::max((length + (int64_t{1} << shift) - 1) >> shift, int64_t{1}) + 1;
+  const bool fits32 = d.acc_bits <= 26 && largest_delta <= kMaxDelta && a_max < (1 << 26) && w_max < (1 << 26);
+  if (fits32) {
+    l.largest = static_cast<int32_t>(largest);
+    l.delta.resize(2 * l.delta_size);
+    for (int64_t i = 0; i < l.delta_size; ++i) {
+      l.delta[i] = static_cast<int32_t>(value(i << shift, false));
+      l.delta[l.delta_size + i] = i == 0 && shift == 0 ? -(1 << 28) : static_cast<int32_t>(-value(i << shift, true));
+    }
+  }
+  if (fits32 && isa.has_log8 && d.acc_bits <= 7 && d.guard_bits == 0 && d.lanes == 1 && plus <= 64 && minus <= 64 &&
+      largest_delta <= 127 && a_max <= 127) {
+    set_kernel(l, Kind::log8, isa.log8, "log8");
+    begin();
+    l.acc_size = 2;
+    l.activation_size = 2;
+    l.delta_shift = 0;
+    l.delta_size = std::max(plus, minus);
+    for (int64_t i = 0; i < 64; ++i) {
+      l.delta8[0][i] = static_cast<int8_t>(i < plus ? d.delta_plus[i] : 0);
+      l.delta8[1][i] = static_cast<int8_t>(i == 0 ? -128 : i < minus ? -d.delta_minus[i] : 0);
+    }
+    /* low byte the code, high byte the sign */
+    l.activation_shorts = by_word<int16_t>(d.activation, [&](uint32_t c, bool m) {
+      const int value = c ? static_cast<int>(c * d.activation_widen) : -128;
+      return static_cast<int16_t>((m ? -256 : 0) | (value & 255));
+    });
+    l.weight_bytes.resize(packed_size(l));
+    l.weight_signs.resize(packed_size(l));
+    const int width = l.kernel.panel;
+    pack(
+        l, d,
+        [&](int64_t at, int64_t c, uint32_t word, int64_t channel) {
+          const int64_t w = code_of(word, d.weight);
+          const int64_t shifted = w * d.weight_widen + d.entry_shift[channel];
+          l.weight_bytes[at * width + c] =
+              static_cast<int8_t>(w ? std::min<int64_t>(std::max<int64_t>(shifted, -127), 127) : -128);
+          l.weight_signs[at * width + c] = negative(word, d.weight) ? -1 : 0;
+        },
+        [&](int64_t at, int64_t c) { l.weight_bytes[at * width + c] = -128, l.weight_signs[at * width + c] = 0; });
+    return;
+  }
+  const int guard = d.guard_bits;
+  if (fits32 && isa.has_log16 && d.acc_bits <= 15 && d.lanes == 1 && l.delta_size <= 64 && largest_delta <= INT16_MAX &&
+      (a_max << guard) <= INT16_MAX) {
+    set_kernel(l, Kind::log16, isa.log16, "log16");
+    begin();
+    l.acc_size = 4;
+    l.activation_size = 4;
+    for (int64_t i = 0; i < 64; ++i) {
+      l.delta16[0][i] = static_cast<int16_t>(i < l.delta_size ? value(i << shift, false) : 0);
+      l.delta16[1][i] = static_cast<int16_t>(i < l.delta_size ? -value(i << shift, true) : 0);
+    }
+    /* low half the code, high half the sign */
+    l.activation_ints = by_word<int32_t>(d.activation, [&](uint32_t c, bool m) {
+      const int64_t scaled = c ? static_cast<int64_t>(c * d.activation_widen) << guard : INT16_MIN;
+      return static_cast<int32_t>((m ? 0xffff0000u : 0) | (static_cast<uint32_t>(scaled) & 0xffffu));
+    });
+    l.weight_shorts.resize(2 * packed_size(l));
+    const int width = l.kernel.panel;
+    pack(
+        l, d,
+        [&](int64_t at, int64_t c, uint32_t word, int64_t channel) {
+          const int64_t w = code_of(word, d.weight);
+          const int64_t shifted = std::min(std::max(w * d.weight_widen + d.entry_shift[channel], -kMaxDelta), kMaxDelta);
+          l.weight_shorts[2 * at * width + c] = static_cast<int16_t>(
+              w ? std::min<int64_t>(std::max<int64_t>(shifted * (1 << guard), -INT16_MAX), INT16_MAX) : INT16_MIN);
+          l.weight_shorts[(2 * at + 1) * width + c] = negative(word, d.weight) ? -1 : 0;
+        },
+        [&](int64_t at, int64_t c) {
+          l.weight_shorts[2 * at * width + c] = INT16_MIN, l.weight_shorts[(2 * at + 1) * width + c] = 0;
+        });
+    return;
+  }
+  if (fits32) {
+    set_kernel(l, Kind::log32, isa.log32, "log32");
+    begin();
+    l.acc_size = 8;
+    l.activation_size = 8;
+    l.activation_ints.resize(size_t{2} << d.activation.bits);
+    for (uint32_t word = 0; word < (1u << d.activation.bits); ++word) {
+      const uint32_t c = code_of(word, d.activation);
+      l.activation_ints[2 * word] = c ? static_cast<int32_t>(c * d.activation_widen) : -(1 << 28);
+      l.activation_ints[2 * word + 1] = negative(word, d.activation) ? -1 : 0;
+    }
+    const int64_t far = kMaxDelta;
+    l.weight_ints.resize(2 * packed_size(l));
+    const int width = l.kernel.panel;
+    pack(
+        l, d,
+        [&](int64_t at, int64_t c, uint32_t word, int64_t channel) {
+          const int64_t w = code_of(word, d.weight);
+          const int64_t shifted = w * d.weight_widen + d.entry_shift[channel];
+          l.weight_ints[2 * at * width + c] =
+              static_cast<int32_t>(w ? std::min(std::max(shifted, -far), far) : -(1 << 28));
+          l.weight_ints[(2 * at + 1) * width + c] = negative(word, d.weight) ? -1 : 0;
+        },
+        [&](int64_t at, int64_t c) {
+          l.weight_ints[2 * at * width + c] = -(1 << 28), l.weight_ints[(2 * at + 1) * width + c] = 0;
+        });
+    return;
+  }
+  set_kernel(l, Kind::log_general, Kernel{1, 1, nullptr}, "log-general");
+  l.acc_size = 16;
+  l.entry_shift.assign(d.entry_shift, d.entry_shift + d.channels);
+  l.delta_size = length + 1;
+  l.terms.resize(static_cast<size_t>(2 * l.delta_size));
+  for (int64_t i = 0; i < l.delta_size; ++i) {
+    l.terms[static_cast<size_t>(i)] = value(i, false);
+    l.terms[static_cast<size_t>(l.delta_size + i)] = value(i, true);
+  }
+  l.start_wide.resize(static_cast<size_t>(d.channels));
+  for (int64_t n = 0; n < d.channels; ++n) l.start_wide[static_cast<size_t>(n)] = 2 * code(n) + is_minus(n);
+  pack_general(l, d);
+}
+
+/* spec 5 in 64 bits; a signed code is twice the code, plus the sign */
+void run_log_general(const Tile& t) {
+  const Layer& l = *t.layer;
+  auto* acc = static_cast<int64_t*>(t.acc);
+  const auto* a = static_cast<const int64_t*>(t.a);
+  const int64_t columns = t.last_panel - t.first_panel, largest = (int64_t{1} << l.acc_bits) - 1;
+  const auto add = [&](int64_t x, int64_t y) -> int64_t {
+    const int64_t big = std::max(x >> 1, y >> 1), small = std::min(x >> 1, y >> 1);
+    const int64_t sign = (x >> 1) >= (y >> 1) ? x & 1 : y & 1;
+    if (small == 0) return big ? 2 * big + sign : 0;
+    const bool differ = ((x ^ y) & 1) != 0;
+    const int64_t distance = big - small, at = std::min(distance, l.delta_size - 1);
+    if (differ && distance == 0) return 0;
+    const int64_t total = differ ? big - l.terms[static_cast<size_t>(l.delta_size + at)]
+                                 : big + l.terms[static_cast<size_t>(at)];
+    return total < 1 ? 0 : 2 * std::min(total, largest) + sign;
+  };
+  std::vector<int64_t> level(static_cast<size_t>(l.lanes));
+  for (int64_t r = 0; r < t.rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) {
+      const int64_t channel = t.group * l.columns + t.first_panel + c;
+      const int64_t* w = l.weight_longs.data() + channel * l.depth;
+      const int64_t shift = l.entry_shift[static_cast<size_t>(channel)];
+      int64_t sum = l.start_wide[static_cast<size_t>(channel)];
+      for (int64_t first = 0; first < l.depth; first += l.lanes) {
+        size_t count = static_cast<size_t>(std::min<int64_t>(l.lanes, l.depth - first));
+        for (size_t j = 0; j < count; ++j) {
+          const int64_t x = a[r * l.depth + first + static_cast<int64_t>(j)], y = w[first + static_cast<int64_t>(j)];
+          const int64_t code = (x >> 1) + (y >> 1) + shift;
+          int64_t entry = 0;
+          if (x >= 2 && y >= 2 && code >= 1) {
+            entry = 2 * (code > largest ? largest : std::min(code << l.guard_bits, largest)) + ((x ^ y) & 1);
+          }
+          level[j] = entry;
+        }
+        while (count > 1) {
+          for (size_t j = 0; j < count / 2; ++j) level[j] = add(level[2 * j], level[2 * j + 1]);
+          if (count % 2) level[count / 2] = level[count - 1];
+          count = (count + 1) / 2;
+        }
+        sum = add(sum, level[0]);
+      }
+      acc[2 * (r * columns + c)] = sum >> 1;
+      acc[2 * (r * columns + c) + 1] = -(sum & 1);
+    }
+  }
+}
+
+/* ---- results --------------------------------------------------------------------------------------------- */
+
+/* The words of a tile: store(row, channel, word). */
+template <class Store>
+void finish(const Tile& t, int64_t rows, lns_counts& counts, Store store) {
+  const Layer& l = *t.layer;
+  const int width = l.kernel.panel;
+  const int64_t panels = t.last_panel - t.first_panel, columns = panels * width;
+  const int64_t first = t.first_panel * width, real = std::min(columns, l.columns - first);
+  const Output& out = l.output;
+  counts.total += rows * real;
+  const auto linear = [&](int64_t r, int64_t c, int64_t a) {
+    const int64_t channel = t.group * l.columns + first + c;
+    const uint64_t magnitude = a < 0 ? 0 - static_cast<uint64_t>(a) : static_cast<uint64_t>(a);
+    const int64_t code = magnitude ? l.raw(magnitude) + l.code_shift[static_cast<size_t>(channel)] : 0;
+    store(r, channel, out.word(code, a < 0, a == 0, counts));
+  };
+  const auto log = [&](int64_t r, int64_t c, int64_t code, bool minus) {
+    const int64_t channel = t.group * l.columns + first + c;
+    const bool zero = code < 1;
+    const int64_t half = (int64_t{1} << l.guard_bits) >> 1;
+    const int64_t kept = zero ? 0 : ((code + half) >> l.guard_bits) + l.code_shift[static_cast<size_t>(channel)];
+    store(r, channel, out.word(kept, minus && !zero, zero, counts));
+  };
+  const auto combined = [&](auto value) {
+    uint64_t sum = 0;
+    for (int64_t b = 0; b < l.bins; ++b) {
+      sum += static_cast<uint64_t>(l.constants[static_cast<size_t>(b)]) * static_cast<uint64_t>(value(b));
+    }
+    return static_cast<int64_t>(sum);
+  };
+  const uint64_t scale = l.constants.empty() ? 1 : static_cast<uint64_t>(l.constants[0]);
+  const auto scaled = [&](int64_t value) { return static_cast<int64_t>(static_cast<uint64_t>(value) * scale); };
+  switch (l.kind) {
+    case Kind::fp32:
+    case Kind::mitchell:
+    case Kind::gather: {
+      const auto* acc = static_cast<const int32_t*>(t.acc);
+      for (int64_t c = 0; c < real; ++c) {
+        for (int64_t r = 0; r < rows; ++r) {
+          const int64_t value = acc[r * columns + c];
+          linear(r, c, scaled(l.saturate ? value : fit(value, l.acc_bits, false)));
+        }
+      }
+      return;
+    }
+    case Kind::fp32_wide: {
+      const auto* acc = static_cast<const double*>(t.acc);
+      for (int64_t c = 0; c < real; ++c) {
+        for (int64_t r = 0; r < rows; ++r) {
+          linear(r, c, scaled(fit(static_cast<int64_t>(acc[r * columns + c]), l.acc_bits, false)));
+        }
+      }
+      return;
+    }
+    case Kind::bins: {
+      const auto* acc = static_cast<const int32_t*>(t.acc);
+      for (int64_t c = 0; c < real; ++c) {
+        for (int64_t r = 0; r < rows; ++r) {
+          const int32_t* bins = acc + (r * panels + c / width) * l.bins * width + c % width;
+          linear(r, c, combined([&](int64_t b) {
+                   return l.saturate ? int64_t{bins[b * width]} : fit(int64_t{bins[b * width]}, l.acc_bits, false);
+                 }));
+        }
+      }
+      return;
+    }
+    case Kind::general: {
+      const auto* acc = static_cast<const int64_t*>(t.acc);
+      for (int64_t c = 0; c < real; ++c) {
+        for (int64_t r = 0; r < rows; ++r) {
+          linear(r, c, combined([&](int64_t b) { return acc[(r * columns + c) * l.bins + b]; }));
+        }
+      }
+      return;
+    }
+    case Kind::log8: {
+      const auto* acc = static_cast<const int8_t*>(t.acc);
+      for (int64_t c = 0; c < real; ++c) {
+        for (int64_t r = 0; r < rows; ++r) {
+          const int8_t* at = acc + (r * panels + c / width) * 2 * width + c % width;
+          log(r, c, at[0], at[width] != 0);
+        }
+      }
+      return;
+    }
+    case Kind::log16: {
+      const auto* acc = static_cast<const int16_t*>(t.acc);
+      for (int64_t c = 0; c < real; ++c) {
+        for (int64_t r = 0; r < rows; ++r) {
+          const int16_t* at = acc + (r * panels + c / width) * 2 * width + c % width;
+          log(r, c, at[0], at[width] != 0);
+        }
+      }
+      return;
+    }
+    case Kind::log32: {
+      const auto* acc = static_cast<const int32_t*>(t.acc);
+      for (int64_t c = 0; c < real; ++c) {
+        for (int64_t r = 0; r < rows; ++r) {
+          const int32_t* at = acc + (r * panels + c / width) * 2 * width + c % width;
+          log(r, c, at[0], at[width] != 0);
+        }
+      }
+      return;
+    }
+    case Kind::log_general: {
+      const auto* acc = static_cast<const int64_t*>(t.acc);
+      for (int64_t c = 0; c < real; ++c) {
+        for (int64_t r = 0; r < rows; ++r) log(r, c, acc[2 * (r * columns + c)], acc[2 * (r * columns + c) + 1] != 0);
+      }
+      return;
+    }
+  }
+}
+
+/* Memory that a thread keeps from tile to tile. */
+struct Scratch {
+  Buffer<char> a, acc;
+  static char* at_least(Buffer<char>& buffer, int64_t size) {
+    if (buffer.size() < size) buffer.resize(size);
+    return buffer.data();
+  }
+};
+thread_local Scratch scratch;
+
+/* Packed activations, whatever they are packed as: fill(put) calls put(row, k, word). */
+template <class Fill>
+void pack_rows(const Layer& l, void* packed, Fill fill) {
+  const int64_t depth = l.depth;
+  switch (l.kind) {
+    case Kind::fp32:
+    case Kind::fp32_wide: {
+      auto* to = static_cast<float*>(packed);
+      const float* from = l.activation_floats.data();
+      return fill([=](int64_t r, int64_t k, uint32_t word) { to[r * depth + k] = from[word]; });
+    }
+    case Kind::mitchell:
+    case Kind::gather:
+    case Kind::bins:
+    case Kind::log16: {
+      auto* to = static_cast<int32_t*>(packed);
+      const int32_t* from = l.activation_ints.data();
+      return fill([=](int64_t r, int64_t k, uint32_t word) { to[r * depth + k] = from[word]; });
+    }
+    case Kind::log32: {
+      auto* to = static_cast<int64_t*>(packed);
+      const auto* from = l.activation_ints.data();
+      return fill([=](int64_t r, int64_t k, uint32_t word) { std::memcpy(to + r * depth + k, from + 2 * word, 8); });
+    }
+    case Kind::log8: {
+      auto* to = static_cast<int16_t*>(packed);
+      const int16_t* from = l.activation_shorts.data();
+      return fill([=](int64_t r, int64_t k, uint32_t word) { to[r * depth + k] = from[word]; });
+    }
+    case Kind::general:
+    case Kind::log_general: {
+      auto* to = static_cast<int64_t*>(packed);
+      const int64_t* from = l.activation_longs.data();
+      return fill([=](int64_t r, int64_t k, uint32_t word) { to[r * depth + k] = from[word]; });
+    }
+  }
+}
+
+void compute(const Tile& t) {
+  switch (t.layer->kind) {
+    case Kind::general: return run_general(t);
+    case Kind::log_general: return run_log_general(t);
+    default: return t.layer->kernel.run(t);
+  }
+}
+
+/* All rows of all groups: fill(group, first row, rows, put) packs, store(group … ) takes words. */
+template <class Fill, class Store>
+void run_expanded(const Layer& l, int64_t rows, int threads, lns_counts* counts, Fill fill, Store store) {
+  /* tasks of equal size, a few for each thread where there are enough rows */
+  const int64_t most = std::max<int64_t>(kExpandedRows, std::min(l.bins > 1 ? kExpandedTile / 4 : kExpandedTile, (rows + threads - 1) / threads));
+  const int64_t row_tiles = (rows + most - 1) / most, tile_rows = (rows + row_tiles - 1) / row_tiles;
+  const int64_t depth_of_block = l.expanded_step;
+  const int64_t blocks = (l.depth + depth_of_block - 1) / depth_of_block;
+  std::mutex mutex;
+  parallel(row_tiles * l.groups, threads, [&](int64_t task) {
+    const int64_t group = task % l.groups, first = task / l.groups * tile_rows;
+    const int64_t real = std::min(tile_rows, rows - first);
+    auto* a = reinterpret_cast<uint16_t*>(
+        Scratch::at_least(scratch.a, std::max<int64_t>(product(product(blocks, real), depth_of_block * 2), 64)));
+    const uint16_t* from = l.activation_rows.data();
+    std::array<bool, 256> seen{};
+    for (int64_t r = 0; r < real; ++r) {
+      for (int64_t k = l.depth; k < blocks * depth_of_block; ++k) {
+        a[(k / depth_of_block * real + r) * depth_of_block + k % depth_of_block] = 0;
+      }
+    }
+    bool* const met = seen.data();
+    fill(group, first, real, [=](int64_t r, int64_t k, uint32_t word) {
+      met[word] = true;
+      a[(k / depth_of_block * real + r) * depth_of_block + k % depth_of_block] = from[word];
+    });
+    int64_t least = expanded_codes, largest = 0;
+    for (uint32_t word = 0; word < (1u << l.activation.bits); ++word) {
+      const int64_t code = code_of(word, l.activation) * l.activation_widen;
+      if (!met[word] || !code) continue;
+      least = std::min(least, code);
+      largest = std::max(largest, code);
+    }
+    auto* acc = Scratch::at_least(scratch.acc, product(product(real, l.expanded.panel), l.bins) * 4);
+    lns_counts found = {0, 0, 0, 0};
+    for (int64_t p = 0; p < l.expanded_panels; ++p) {
+      const Tile t = {&l, group, p, p + 1, real, a, acc, std::min(least, largest), largest};
+      l.expanded.run(t);
+      finish(t, real, found, [&](int64_t r, int64_t channel, uint32_t word) { store(first + r, channel, word); });
+    }
+    if (counts) {
+      std::lock_guard<std::mutex> lock(mutex);
+      counts->total += found.total;
+      counts->saturated += found.saturated;
+      counts->flushed += found.flushed;
+      counts->saturated_negative += found.saturated_negative;
+    }
+  });
+}
+
+template <class Fill, class Store>
+void run_rows(const Layer& l, int64_t rows, int threads, lns_counts* counts, Fill fill, Store store) {
+  if (rows == 0 || l.columns == 0) return;
+  if (l.expands && rows >= kExpandedRows && l.depth < (1 << 20)) {
+    return run_expanded(l, rows, threads, counts, fill, store);
+  }
+  const int step = l.kernel.row_step;
+  const int64_t row_tiles = (rows + kRowTile - 1) / kRowTile;
+  const int64_t column_bytes = l.kernel.panel * l.bins * std::max(l.acc_size, 1) * kRowTile;
+  const int64_t chunk = std::max<int64_t>(1, kAccBytes / std::max<int64_t>(column_bytes, 1));
+  /* few rows: columns are shared out too */
+  int64_t shares = 1;
+  if (row_tiles * l.groups < 2 * threads) {
+    shares = std::min<int64_t>((l.panels + 3) / 4, (2 * threads + row_tiles * l.groups - 1) / (row_tiles * l.groups));
+    shares = std::max<int64_t>(shares, 1);
+  }
+  std::mutex mutex;
+  parallel(row_tiles * l.groups * shares, threads, [&](int64_t task) {
+    const int64_t share = task % shares, group = task / shares % l.groups, tile = task / shares / l.groups;
+    const int64_t first = tile * kRowTile, real = std::min(kRowTile, rows - first);
+    const int64_t padded = (real + step - 1) / step * step;
+    const int64_t row_bytes = product(l.depth, l.activation_size);
+    char* a = Scratch::at_least(scratch.a, std::max<int64_t>(product(padded, row_bytes), 64));
+    pack_rows(l, a, [&](auto put) {
+      fill(group, first, real, put);
+      for (int64_t r = real; r < padded; ++r) {
+        for (int64_t k = 0; k < l.depth; ++k) put(r, k, 0);
+      }
+    });
+    char* acc = Scratch::at_least(scratch.acc, chunk * column_bytes);
+    const int64_t begin = l.panels * share / shares, end = l.panels * (share + 1) / shares;
+    lns_counts found = {0, 0, 0, 0};
+    for (int64_t p = begin; p < end; p += chunk) {
+      const Tile t = {&l, group, p, std::min(p + chunk, end), padded, a, acc};
+      compute(t);
+      finish(t, real, found, [&](int64_t r, int64_t channel, uint32_t word) { store(first + r, channel, word); });
+    }
+    if (counts) {
+      std::lock_guard<std::mutex> lock(mutex);
+      counts->total += found.total;
+      counts->saturated += found.saturated;
+      counts->flushed += found.flushed;
+      counts->saturated_negative += found.saturated_negative;
+    }
+  });
+}
+
+template <class Word>
+void run_matrix(const Layer& l, const Word* x, int64_t rows, int64_t row_stride, int64_t column_stride, void* y,
+                int threads, lns_counts* counts) {
+  const uint32_t mask = (1u << l.activation.bits) - 1;
+  run_rows(
+      l, rows, threads, counts,
+      [&](int64_t, int64_t first, int64_t count, auto put) {
+        for (int64_t r = 0; r < count; ++r) {
+          const Word* row = x + (first + r) * row_stride;
+          if (column_stride == 1) {
+            for (int64_t k = 0; k < l.depth; ++k) put(r, k, row[k] & mask);
+          } else {
+            for (int64_t k = 0; k < l.depth; ++k) put(r, k, row[k * column_stride] & mask);
+          }
+        }
+      },
+      [&](int64_t row, int64_t channel, uint32_t word) { l.output.store(y, row * l.columns + channel, word); });
+}
+
+struct Geometry {
+  int64_t size[3], out[3], plane, positions, taps, channels; /* channels: of a group's input */
+  lns_window w;
+};
+
+template <class Word>
+void run_convolution(const Layer& l, const Geometry& g, const Word* x, int64_t batch, void* y, int threads,
+                     lns_counts* counts) {
+  const uint32_t mask = (1u << l.activation.bits) - 1;
+  /* where each tap lies, from the window's first */
+  std::vector<int64_t> taps(static_cast<size_t>(g.taps)), offsets(static_cast<size_t>(l.depth));
+  std::vector<std::array<int64_t, 3>> steps(static_cast<size_t>(g.taps));
+  for (int64_t i = 0; i < g.taps; ++i) {
+    const int64_t at[3] = {i / (g.w.kernel[1] * g.w.kernel[2]), i / g.w.kernel[2] % g.w.kernel[1], i % g.w.kernel[2]};
+    auto& step = steps[static_cast<size_t>(i)];
+    for (size_t j = 0; j < 3; ++j) step[j] = at[j] * g.w.dilations[j];
+    taps[static_cast<size_t>(i)] = (step[0] * g.size[1] + step[1]) * g.size[2] + step[2];
+  }
+  for (int64_t k = 0; k < l.depth; ++k) {
+    offsets[static_cast<size_t>(k)] = k / g.taps * g.plane + taps[static_cast<size_t>(k % g.taps)];
+  }
+  const auto& far = steps.back();
+  run_rows(
+      l, product(batch, g.positions), threads, counts,
+      [&](int64_t group, int64_t first, int64_t count, auto put) {
+        for (int64_t r = 0; r < count; ++r) {
+          const int64_t row = first + r, position = row % g.positions;
+          const int64_t at[3] = {position / (g.out[1] * g.out[2]), position / g.out[2] % g.out[1],
+                                 position % g.out[2]};
+          int64_t corner[3];
+          bool inside = true;
+          for (size_t j = 0; j < 3; ++j) {
+            corner[j] = at[j] * g.w.strides[j] - g.w.pads[j];
+            inside = inside && corner[j] >= 0 && corner[j] + far[j] < g.size[j];
+          }
+          const Word* image = x + ((row / g.positions) * l.groups + group) * g.channels * g.plane;
+          const int64_t base = (corner[0] * g.size[1] + corner[1]) * g.size[2] + corner[2];
+          if (inside) {
+            for (int64_t k = 0; k < l.depth; ++k) put(r, k, image[base + offsets[static_cast<size_t>(k)]] & mask);
+            continue;
+          }
+          for (int64_t i = 0; i < g.taps; ++i) {
+            const auto& step = steps[static_cast<size_t>(i)];
+            bool valid = true;
+            for (size_t j = 0; j < 3; ++j) {
+              const int64_t where = corner[j] + step[j];
+              valid = valid && where >= 0 && where < g.size[j];
+            }
+            const int64_t from = base + taps[static_cast<size_t>(i)];
+            for (int64_t c = 0; c < g.channels; ++c) put(r, c * g.taps + i, valid ? image[from + c * g.plane] & mask : 0);
+          }
+        }
+      },
+      [&](int64_t row, int64_t channel, uint32_t word) {
+        const int64_t image = row / g.positions, position = row % g.positions;
+        l.output.store(y, (image * l.groups * l.columns + channel) * g.positions + position, word);
+      });
+}
+
+}  // namespace
+}  // namespace lns
+
+using namespace lns;
+
+int32_t lns_dot_create(const lns_dot_desc* desc, lns_dot** out, lns_error* error) {
+  return guarded(error, [&] {
+    need(desc, "desc");
+    need(out, "out");
+    *out = nullptr;
+    check(*desc);
+    auto made = std::make_unique<lns_dot>(desc->output);
+    Layer& l = made->layer;
+    l.activation = desc->activation;
+    l.weight = desc->weight;
+    l.activation_widen = desc->activation_widen;
+    l.weight_widen = desc->weight_widen;
+    l.groups = desc->groups;
+    l.columns = desc->channels / desc->groups;
+    l.depth = desc->depth;
+    l.lanes = desc->lanes;
+    l.acc_bits = desc->acc_bits;
+    l.psum_bits = desc->log ? 0 : desc->psum_bits;
+    l.saturate = !desc->log && desc->saturate;
+    l.guard_bits = 0;
+    l.bins = desc->log ? 1 : desc->bins;
+    if (desc->channels) l.code_shift.assign(desc->code_shift, desc->code_shift + desc->channels);
+    const Isa& isa = current_isa();
+    if (desc->log) {
+      make_log(l, *desc, isa);
+    } else {
+      make_linear(l, *desc, isa);
+    }
+    l.kernel_name += std::string(" ") + isa.name;
+    *out = made.release();
+  });
+}
+
+void lns_dot_destroy(lns_dot* dot) { delete dot; }
+
+const char* lns_dot_kernel(const lns_dot* dot) { return dot ? dot->layer.kernel_name.c_str() : ""; }
+
+int32_t lns_dot_run(const lns_dot* dot, const void* activations, int64_t rows, int64_t row_stride,
+                    int64_t column_stride, void* output, int32_t threads, lns_counts* counts, lns_error* error) {
+  return guarded(error, [&] {
+    need(dot, "dot");
+    const Layer& l = dot->layer;
+    if (l.groups != 1) fail(LNS_BAD_VALUE, "a layer with %lld groups is a convolution", static_cast<long long>(l.groups));
+    need_range(rows, 0, int64_t{1} << 40, "rows");
+    if (product(rows, l.depth)) need(activations, "activations");
+    if (product(rows, l.columns)) need(output, "output");
+    if (bytes_of(l.activation) == 1) {
+      run_matrix(l, static_cast<const uint8_t*>(activations), rows, row_stride, column_stride, output, threads, counts);
+    } else {
+      run_matrix(l, static_cast<const uint16_t*>(activations), rows, row_stride, column_stride, output, threads,
+                 counts);
+    }
+  });
+}
+
+int32_t lns_conv_run(const lns_dot* dot, const lns_window* window, const void* x, int64_t batch, const int64_t* size,
+                     void* y, int32_t threads, lns_counts* counts, lns_error* error) {
+  return guarded(error, [&] {
+    need(dot, "dot");
+    need(window, "window");
+    need(size, "size");
+    const Layer& l = dot->layer;
+    Geometry g;
+    g.w = *window;
+    window_output(*window, size, g.out);
+    g.plane = g.positions = g.taps = 1;
+    for (size_t j = 0; j < 3; ++j) {
+      g.size[j] = size[j];
+      g.plane = product(g.plane, size[j]);
+      g.positions = product(g.positions, g.out[j]);
+      g.taps = product(g.taps, window->kernel[j]);
+    }
+    if (l.depth % g.taps) {
+      fail(LNS_BAD_VALUE, "a depth of %lld is no multiple of the kernel's %lld positions",
+           static_cast<long long>(l.depth), static_cast<long long>(g.taps));
+    }
+    g.channels = l.depth / g.taps;
+    need_range(batch, 0, int64_t{1} << 40, "batch");
+    if (product(product(batch, product(l.groups, g.channels)), g.plane)) need(x, "x");
+    if (product(product(batch, product(l.groups, l.columns)), g.positions)) need(y, "y");
+    if (batch == 0) return;
+    if (bytes_of(l.activation) == 1) {
+      run_convolution(l, g, static_cast<const uint8_t*>(x), batch, y, threads, counts);
+    } else {
+      run_convolution(l, g, static_cast<const uint16_t*>(x), batch, y, threads, counts);
+    }
+  });
+}

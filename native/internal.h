@@ -1,0 +1,294 @@
+/* Shared between the interface (api.cpp), the operations (ops.cpp) and the kernels of each instruction set. */
+#ifndef LNS_INTERNAL_H
+#define LNS_INTERNAL_H
+
+#include <cstdarg>
+#include <cstdint>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "lnsdeploy.h"
+
+namespace lns {
+
+/* Thrown inside, turned into a status at the interface. */
+struct Failure {
+  int32_t status;
+  std::string message;
+};
+[[noreturn]] void fail(int32_t status, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+/* a*b for sizes, or a Failure. */
+int64_t product(int64_t a, int64_t b);
+
+/* Cache-line aligned memory without initialisation. */
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t count) { resize(count); }
+  void resize(int64_t count) {
+    data_.reset();
+    size_ = 0;
+    if (count == 0) return;
+    const size_t bytes = (static_cast<size_t>(product(count, sizeof(T))) + 63) / 64 * 64;
+    data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+    if (!data_) throw std::bad_alloc();
+    size_ = count;
+  }
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
+  int64_t size() const { return size_; }
+  T& operator[](int64_t i) { return data_.get()[i]; }
+  const T& operator[](int64_t i) const { return data_.get()[i]; }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> data_;
+  int64_t size_ = 0;
+};
+
+inline int64_t max_code(lns_format f) { return (int64_t{1} << (f.bits - f.is_signed)) - 1; }
+inline int bytes_of(lns_format f) { return f.bits <= 8 ? 1 : 2; }
+void check_format(lns_format f, const char* what);
+/* Output sizes of a window, or a Failure that says what does not fit. */
+void window_output(const lns_window& window, const int64_t* input, int64_t* output);
+
+/* A word's code and sign; a sign with code 0 is zero (spec 1.2). */
+inline uint32_t code_of(uint32_t word, lns_format f) { return word & static_cast<uint32_t>(max_code(f)); }
+inline bool negative(uint32_t word, lns_format f) {
+  return f.is_signed && (word >> (f.bits - 1) & 1) && code_of(word, f) != 0;
+}
+inline uint32_t load_word(const void* words, int bytes, int64_t i) {
+  return bytes == 1 ? static_cast<const uint8_t*>(words)[i] : static_cast<const uint16_t*>(words)[i];
+}
+
+/* Codes to words (spec 2.4). */
+struct Output {
+  int64_t max_code, least;
+  uint32_t sign_bit; /* 0 in unsigned formats */
+  int bytes;
+  explicit Output(lns_output o);
+
+  uint32_t word(int64_t code, bool minus, bool zero, lns_counts& counts) const {
+    if (sign_bit == 0 && minus) zero = true;
+    if (zero) return static_cast<uint32_t>(least);
+    uint32_t result;
+    if (code > max_code) {
+      ++counts.saturated;
+      counts.saturated_negative += minus;
+      result = static_cast<uint32_t>(max_code);
+    } else if (code < 1) {
+      ++counts.flushed;
+      result = static_cast<uint32_t>(least);
+    } else {
+      result = static_cast<uint32_t>(code);
+    }
+    return minus && result != 0 ? result | sign_bit : result;
+  }
+  void store(void* words, int64_t i, uint32_t w) const {
+    if (bytes == 1) {
+      static_cast<uint8_t*>(words)[i] = static_cast<uint8_t>(w);
+    } else {
+      static_cast<uint16_t*>(words)[i] = static_cast<uint16_t>(w);
+    }
+  }
+};
+
+/* The raw code of a magnitude (spec 4.6): how many of the sorted thresholds it reaches. A table indexed by the leading
+ * one and the bits after it says how many are certain; at most a few are left to compare. */
+class RawCode {
+ public:
+  void build(const int64_t* thresholds, int64_t count);
+  int64_t operator()(uint64_t magnitude) const {
+    const int p = 63 - __builtin_clzll(magnitude);
+    const uint64_t top = p >= bits_ ? magnitude >> (p - bits_) : magnitude << (bits_ - p);
+    const int64_t slot = (static_cast<int64_t>(p) << bits_) + static_cast<int64_t>(top) - (int64_t{1} << bits_);
+    int64_t k = start_[slot];
+    while (thresholds_[k] <= magnitude) ++k;
+    return k;
+  }
+
+ private:
+  int bits_ = 0;
+  std::vector<uint64_t> thresholds_; /* and one that nothing reaches */
+  std::vector<int32_t> start_;
+};
+
+/* Integers fitted to a width (spec 4.4). */
+template <class T>
+inline T fit(T value, int bits, bool saturate) {
+  if (saturate) {
+    const T limit = (T{1} << (bits - 1)) - 1;
+    return value > limit ? limit : value < -limit ? -limit : value;
+  }
+  const T half = T{1} << (bits - 1);
+  return ((value + half) & (2 * half - 1)) - half;
+}
+
+/* ---- layers ---------------------------------------------------------------------------------------------- */
+
+enum class Kind {
+  fp32,      /* products in float32, sums in int32 */
+  fp32_wide, /* products in float32, sums in float64 that are exact integers */
+  mitchell,  /* products are integer sums read as float32 */
+  gather,    /* terms by code sum, one accumulator of 32 bits */
+  bins,      /* terms by code sum, into one of several accumulators of 32 bits */
+  general,   /* linear, anything */
+  log8,      /* byte lanes, Δ in registers */
+  log16,     /* 16-bit lanes, Δ in registers */
+  log32,     /* 32-bit lanes, Δ gathered */
+  log_general,
+};
+
+struct Layer;
+
+/* One block of rows times some columns of a group. */
+struct Tile {
+  const Layer* layer;
+  int64_t group;
+  int64_t first_panel, last_panel; /* columns, in panels of the kernel's width */
+  int64_t rows;                    /* a multiple of Kernel::row_step */
+  const void* a; /* packed activations [rows, depth]; expanded: [blocks of depth, rows, depth of a block] */
+  void* acc;                       /* [rows, columns of these panels], of Layer::acc_size bytes */
+  int64_t least_code = 0, largest_code = 0; /* expanded: codes that occur in `a`, but for zero */
+};
+
+struct Kernel {
+  int panel;    /* columns packed together */
+  int row_step; /* rows computed together */
+  void (*run)(const Tile&);
+};
+
+/* All kernels of one instruction set. */
+struct Isa {
+  int32_t id;
+  const char* name;
+  Kernel expanded_wrap, expanded_saturate, expanded_bins, fp32_wrap, fp32_saturate, fp32_lanes, fp32_wide, mitchell_wrap, mitchell_saturate, mitchell_lanes, gather,
+      bins, log8, log16, log32;
+  bool has_log8, has_log16;
+  bool prefers_expanded; /* even where products can be computed */
+};
+const Isa& isa_portable();
+#ifdef LNS_HAVE_AVX2
+const Isa& isa_avx2();
+#endif
+#ifdef LNS_HAVE_AVX512
+const Isa& isa_avx512();
+#endif
+#ifdef LNS_HAVE_NEON
+const Isa& isa_neon();
+#endif
+
+struct Layer {
+  Kind kind;
+  std::string kernel_name;
+  Kernel kernel;
+  lns_format activation, weight;
+  Output output;
+  int64_t activation_widen, weight_widen;
+  int64_t groups, columns, depth; /* columns and depth of one group */
+  int64_t panels;                 /* of one group */
+  int lanes, acc_bits, psum_bits, guard_bits;
+  bool saturate;
+  int64_t bins;
+  std::vector<int64_t> constants, bias, code_shift;
+  RawCode raw;
+
+  /* many rows of narrow activations: every term of a weight is laid out, so that a product is one load */
+  bool expands = false;
+  Kernel expanded;
+  int64_t expanded_step; /* the depth of a block */
+  int64_t expanded_panels;
+  std::vector<uint16_t> activation_rows; /* by word: where its terms begin, in bytes */
+  Buffer<int16_t> weight_codes;         /* [group][panel][depth][panel width], signed */
+  std::vector<int32_t> expanded_start;
+  Buffer<int32_t> term_stream; /* terms by code sum, then zeros; zeros alone from zero_stream on */
+  int64_t zero_stream;
+  Buffer<int32_t> term_peaks; /* bins: the largest term of this code sum and all below, whatever its bin */
+
+  int acc_size;        /* bytes of an accumulator */
+  int activation_size; /* bytes of a packed activation */
+  /* what each activation word is packed as */
+  std::vector<float> activation_floats;
+  std::vector<int32_t> activation_ints;
+  std::vector<int16_t> activation_shorts;
+  std::vector<int64_t> activation_longs; /* general: twice the code, plus the sign */
+  /* packed weights: [group][panel][depth][panel width] */
+  Buffer<float> weight_floats;
+  Buffer<int32_t> weight_ints;
+  Buffer<int8_t> weight_bytes, weight_signs;
+  Buffer<int16_t> weight_shorts; /* [group][panel][depth][2][panel width]: codes, then signs */
+
+  /* fp32: add to the bits and mask them to round the product's significand */
+  int32_t round_add, round_mask;
+  /* gather and bins: terms by packed sum; with bins, term · 16 + bin */
+  Buffer<int32_t> table;
+  int32_t limit, step_limit; /* saturating: the accumulator's and a step's; step_limit < 0: a term never leaves it */
+  /* bins and gather: initial value of the accumulators, [channels] or empty */
+  std::vector<int32_t> start32;
+  std::vector<double> start64;
+  std::vector<int64_t> start_wide;
+  /* log: Δ⁺ and −Δ⁻ by d >> delta_shift, [2, delta_size], the last entry 0 */
+  Buffer<int32_t> delta;
+  int64_t delta_size;
+  int delta_shift;
+  int8_t delta8[2][64];
+  int16_t delta16[2][64];
+  int32_t largest; /* Λ */
+  std::vector<int32_t> start_code; /* log: codes, no_code for zero; negative is in start_minus */
+  std::vector<int32_t> start_minus;
+  /* general: terms [bins, columns], the bin of each column (-1: none, -2: several), weights as activation_longs */
+  std::vector<int64_t> terms;
+  std::vector<int32_t> bin_of;
+  int64_t term_columns;
+  std::vector<int64_t> entry_shift, weight_longs;
+
+  explicit Layer(lns_output o) : output(o) {}
+};
+
+/* Expanded terms: codes 0 … 127 and, 128 further, the same with the other sign. */
+constexpr int64_t expanded_codes = 128;
+/* Depth of a block of expanded weights; those of bins are narrower and may be deeper. */
+constexpr int64_t expanded_depth = 4, expanded_bins_depth = 8;
+
+/* A zero in log kernels: below every code, and so far below that Δ is 0 for its distance. */
+constexpr int32_t no_code = -(1 << 29);
+
+/* ---- threads --------------------------------------------------------------------------------------------- */
+
+/* Run body(i) for i in 0 … count − 1, on at most `threads` threads, the caller among them. The first failure of any
+ * is thrown again here. */
+void parallel(int64_t count, int threads, const std::function<void(int64_t)>& body);
+
+const Isa& current_isa();
+
+template <class Body>
+int32_t guarded(lns_error* error, Body body) noexcept;
+int32_t report(lns_error* error, int32_t status, const char* message) noexcept;
+
+template <class Body>
+int32_t guarded(lns_error* error, Body body) noexcept {
+  try {
+    body();
+    return LNS_OK;
+  } catch (const Failure& f) {
+    return report(error, f.status, f.message.c_str());
+  } catch (const std::bad_alloc&) {
+    return report(error, LNS_NO_MEMORY, "out of memory");
+  } catch (const std::exception& e) {
+    return report(error, LNS_INTERNAL, e.what());
+  } catch (...) {
+    return report(error, LNS_INTERNAL, "unknown failure");
+  }
+}
+
+}  // namespace lns
+#endif

@@ -1,0 +1,245 @@
+/* Errors, threads, the choice of instruction set, and what words and codes have in common. */
+#include <atomic>
+#include <condition_variable>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
+
+#include "internal.h"
+
+namespace lns {
+
+void fail(int32_t status, const char* format, ...) {
+  char text[512];
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  throw Failure{status, text};
+}
+
+int32_t report(lns_error* error, int32_t status, const char* message) noexcept {
+  if (error && error->text && error->size) {
+    std::strncpy(error->text, message, error->size - 1);
+    error->text[error->size - 1] = 0;
+  }
+  return status;
+}
+
+int64_t product(int64_t a, int64_t b) {
+  int64_t result;
+  if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &result) || result > INT64_MAX / 64) {
+    fail(LNS_BAD_VALUE, "sizes %lld and %lld are beyond what memory can hold", static_cast<long long>(a),
+         static_cast<long long>(b));
+  }
+  return result;
+}
+
+void check_format(lns_format f, const char* what) {
+  if (f.bits < 2 || f.bits > 16) fail(LNS_BAD_VALUE, "%s: bits must be 2 to 16, not %d", what, f.bits);
+  if (f.is_signed != 0 && f.is_signed != 1) fail(LNS_BAD_VALUE, "%s: signed must be 0 or 1, not %d", what, f.is_signed);
+}
+
+Output::Output(lns_output o)
+    : max_code(lns::max_code(o.format)), least(o.underflow_min ? 1 : 0),
+      sign_bit(o.format.is_signed ? 1u << (o.format.bits - 1) : 0), bytes(bytes_of(o.format)) {
+  check_format(o.format, "output");
+  if (o.underflow_min != 0 && o.underflow_min != 1) {
+    fail(LNS_BAD_VALUE, "underflow must be 0 or 1, not %d", o.underflow_min);
+  }
+}
+
+void RawCode::build(const int64_t* thresholds, int64_t count) {
+  if (count < 0 || count > (1 << 28)) fail(LNS_BAD_VALUE, "thresholds: %lld are too many", static_cast<long long>(count));
+  thresholds_.resize(static_cast<size_t>(count) + 1);
+  for (int64_t i = 0; i < count; ++i) {
+    if (thresholds[i] < 1 || (i && thresholds[i] < thresholds[i - 1])) {
+      fail(LNS_BAD_VALUE, "thresholds must be sorted and at least 1; entry %lld is not", static_cast<long long>(i));
+    }
+    thresholds_[static_cast<size_t>(i)] = static_cast<uint64_t>(thresholds[i]);
+  }
+  thresholds_[static_cast<size_t>(count)] = UINT64_MAX;
+  /* about one threshold to an entry */
+  bits_ = 1;
+  while (bits_ < 12 && (int64_t{48} << bits_) < 2 * count) ++bits_;
+  const int64_t slots = int64_t{64} << bits_;
+  start_.resize(static_cast<size_t>(slots));
+  int64_t k = 0;
+  for (int p = 0; p < 64; ++p) {
+    for (int64_t j = 0; j < (int64_t{1} << bits_); ++j) {
+      /* the smallest magnitude with this leading one and these bits, rounded down where it has fewer */
+      const uint64_t mantissa = (uint64_t{1} << bits_) + static_cast<uint64_t>(j);
+      const uint64_t first = p >= bits_ ? mantissa << (p - bits_) : mantissa >> (bits_ - p);
+      while (k < count && thresholds_[static_cast<size_t>(k)] <= first) ++k;
+      start_[static_cast<size_t>((int64_t{p} << bits_) + j)] = static_cast<int32_t>(k);
+    }
+  }
+}
+
+/* ---- threads --------------------------------------------------------------------------------------------- */
+
+namespace {
+
+class Pool {
+ public:
+  void run(int64_t count, int threads, const std::function<void(int64_t)>& body) {
+    std::unique_lock<std::mutex> job(job_mutex_, std::try_to_lock);
+    if (!job.owns_lock()) {
+      /* somebody else computes: their threads are busy, this one is not */
+      for (int64_t i = 0; i < count; ++i) body(i);
+      return;
+    }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      while (static_cast<int>(workers_) < threads - 1) {
+        std::thread([this, id = workers_] { work(id); }).detach();
+        ++workers_;
+      }
+      body_ = &body;
+      count_ = count;
+      next_ = 0;
+      failure_ = nullptr;
+      wanted_ = threads - 1;
+      running_ = wanted_;
+      ++generation_;
+    }
+    wake_.notify_all();
+    take();
+    std::unique_lock<std::mutex> lock(mutex_);
+    done_.wait(lock, [this] { return running_ == 0; });
+    body_ = nullptr;
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  void take() {
+    try {
+      for (int64_t i = next_++; i < count_; i = next_++) (*body_)(i);
+    } catch (...) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!failure_) failure_ = std::current_exception();
+      next_ = count_;
+    }
+  }
+
+  void work(int id) {
+    uint64_t seen = 0;
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [&] { return generation_ != seen; });
+      seen = generation_;
+      if (id >= wanted_) continue;
+      lock.unlock();
+      take();
+      lock.lock();
+      if (--running_ == 0) done_.notify_one();
+    }
+  }
+
+  std::mutex job_mutex_, mutex_;
+  std::condition_variable wake_, done_;
+  int workers_ = 0, wanted_ = 0, running_ = 0;
+  uint64_t generation_ = 0;
+  const std::function<void(int64_t)>* body_ = nullptr;
+  std::atomic<int64_t> next_{0};
+  int64_t count_ = 0;
+  std::exception_ptr failure_;
+};
+
+/* Never destroyed: threads may still wait in it when the process ends. A forked child has no threads, so it gets a
+ * pool of its own. */
+std::atomic<Pool*> pool{nullptr};
+
+Pool& the_pool() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    pool = new Pool;
+#if !defined(_WIN32)
+    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+#endif
+  });
+  return *pool;
+}
+
+}  // namespace
+
+void parallel(int64_t count, int threads, const std::function<void(int64_t)>& body) {
+  if (threads < 1) fail(LNS_BAD_VALUE, "threads must be at least 1, not %d", threads);
+  if (threads > 1024) threads = 1024;
+  if (threads > count) threads = static_cast<int>(count);
+  if (threads <= 1) {
+    for (int64_t i = 0; i < count; ++i) body(i);
+    return;
+  }
+  the_pool().run(count, threads, body);
+}
+
+/* ---- instruction sets ------------------------------------------------------------------------------------- */
+
+namespace {
+
+const Isa* isa_of(int32_t id) {
+  switch (id) {
+    case LNS_ISA_PORTABLE: return &isa_portable();
+#ifdef LNS_HAVE_AVX2
+    case LNS_ISA_AVX2:
+      if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
+        return &isa_avx2();
+      }
+      return nullptr;
+#endif
+#ifdef LNS_HAVE_AVX512
+    case LNS_ISA_AVX512:
+      if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+          __builtin_cpu_supports("avx512vpopcntdq")) {
+        return &isa_avx512();
+      }
+      return nullptr;
+#endif
+#ifdef LNS_HAVE_NEON
+    case LNS_ISA_NEON: return &isa_neon();
+#endif
+    default: return nullptr;
+  }
+}
+
+const Isa& best_isa() {
+  for (int32_t id : {LNS_ISA_AVX512, LNS_ISA_AVX2, LNS_ISA_NEON}) {
+    if (const Isa* isa = isa_of(id)) return *isa;
+  }
+  return isa_portable();
+}
+
+std::atomic<const Isa*> forced{nullptr};
+
+}  // namespace
+
+const Isa& current_isa() {
+  static const Isa& best = best_isa();
+  const Isa* chosen = forced;
+  return chosen ? *chosen : best;
+}
+
+}  // namespace lns
+
+using namespace lns;
+
+int32_t lns_abi(void) { return LNS_ABI; }
+int32_t lns_isa_in_use(void) { return current_isa().id; }
+int32_t lns_isa_available(int32_t isa) { return isa_of(isa) != nullptr; }
+
+int32_t lns_force_isa(int32_t isa, lns_error* error) {
+  return guarded(error, [&] {
+    const Isa* found = isa == LNS_ISA_AUTO ? nullptr : isa_of(isa);
+    if (isa != LNS_ISA_AUTO && !found) fail(LNS_UNSUPPORTED, "this machine or build has no instruction set %d", isa);
+    forced = found;
+  });
+}
