@@ -25,6 +25,7 @@ _HOME = {
     "load_artifact": "emulator.artifact",
     "compare": "emulator.compare",
     "get_executor": "emulator.executor",
+    "register": "emulator.ort",
     "LNSError": "errors",
 }
 
@@ -45,6 +46,7 @@ __all__ = [
     "load_artifact",
     "load_datapath",
     "named_datapaths",
+    "register",
 ]
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from lnsdeploy.emulator.artifact import Artifact, load_artifact
     from lnsdeploy.emulator.compare import compare
     from lnsdeploy.emulator.executor import get_executor
+    from lnsdeploy.emulator.ort import register
     from lnsdeploy.errors import LNSError
     from lnsdeploy.formats import LNSFormat, LNSTensor, calibrate, decode, encode
 

@@ -48,7 +48,7 @@ def cli() -> None:
     Example, from nothing to a verified model:
       lnsdeploy train --data digits --model mlp --bits 8 --gamma 8 --out run
       lnsdeploy export run -o m.onnx
-      lnsdeploy emulate m.onnx --executor reference
+      lnsdeploy emulate m.onnx
       lnsdeploy verify m.onnx --executors reference,ort
     """
 
@@ -184,7 +184,11 @@ def export(run: Path, output: Path, datapath: str | None, sample: int, data_dir:
 @click.option("--data", default=None, help="Data set; by default the one the net was trained on.")
 @_data_dir
 @click.option("--datapath", default=None, help="Emulate another datapath: a name or a TOML file.")
-@click.option("--executor", default="reference", show_default=True, help="reference or ort.")
+@click.option(
+    "--executor",
+    default=None,
+    help="reference, cpu, ort or ort-functions; by default cpu, or reference where the native library is missing.",
+)
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Inputs at a time.")
 @click.option("--outputs", type=click.Path(path_type=Path), default=None, help="Save inputs and outputs (.npz).")
 @click.option("--layers", "show_layers", is_flag=True, help="Also show what each layer did.")
@@ -195,7 +199,7 @@ def emulate(
     data: str | None,
     data_dir: Path | None,
     datapath: str | None,
-    executor: str,
+    executor: str | None,
     batch: int,
     outputs: Path | None,
     show_layers: bool,
@@ -209,9 +213,10 @@ def emulate(
       lnsdeploy emulate m.onnx --executor ort --json
       lnsdeploy emulate run --datapath mitchell-8 --layers
     """
-    from lnsdeploy.emulator.executor import get_executor
+    from lnsdeploy.emulator.executor import fastest, get_executor
     from lnsdeploy.emulator.session import emulate as run_emulation
 
+    executor = executor or fastest()
     engine = get_executor(executor)
     artifact = _open(model, datapath, limit, data, data_dir)
     artifact.require_intact()
@@ -240,7 +245,12 @@ def emulate(
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--executors", default="reference,ort", show_default=True, help="Names, separated by commas.")
+@click.option(
+    "--executors",
+    default=None,
+    metavar="NAMES",
+    help="Names, separated by commas; by default reference, ort, and cpu where it is available.",
+)
 @click.option("--data", default=None, help="Data set; by default the one the net was trained on.")
 @_data_dir
 @click.option("--datapath", default=None, help="Verify with another datapath: a name or a TOML file.")
@@ -248,7 +258,7 @@ def emulate(
 @_json
 def verify(
     model: Path,
-    executors: str,
+    executors: str | None,
     data: str | None,
     data_dir: Path | None,
     datapath: str | None,
@@ -261,11 +271,12 @@ def verify(
 
     \b
     Example:
-      lnsdeploy verify m.onnx --executors reference,ort --json
+      lnsdeploy verify m.onnx --executors reference,cpu,ort,ort-functions --json
     """
     from lnsdeploy.emulator.compare import compare
-    from lnsdeploy.emulator.executor import get_executor
+    from lnsdeploy.emulator.executor import fastest, get_executor
 
+    executors = executors or ",".join(dict.fromkeys(("reference", fastest(), "ort")))
     engines = [get_executor(name.strip()) for name in executors.split(",") if name.strip()]
     artifact = _open(model, datapath, limit, data, data_dir)
     dataset = _dataset(artifact, data, data_dir)
@@ -351,11 +362,13 @@ def info(as_json: bool) -> None:
     """
     from lnsdeploy.datapath import SPEC_VERSION, load_datapath, named_datapaths
     from lnsdeploy.emulator.executor import availability
+    from lnsdeploy.emulator.native import library as native_library
     from lnsdeploy.versions import installed
 
     executors = {name: {"available": why is None, "why": why or ""} for name, why in availability().items()}
     datapaths = [load_datapath(name) for name in named_datapaths()]
     versions = installed()
+    library = native_library()
     if as_json:
         _print_json(
             {
@@ -364,11 +377,14 @@ def info(as_json: bool) -> None:
                 "executors": executors,
                 "datapaths": {d.name: {"fingerprint": d.fingerprint, "description": d.describe()} for d in datapaths},
                 "packages": versions,
+                "native": library,
             }
         )
         return
     click.echo(f"lnsdeploy {__version__}, specification {SPEC_VERSION}")
     click.echo("packages: " + ", ".join(f"{k} {v or 'not installed'}" for k, v in versions.items()))
+    built = f"{library['isa']} of {', '.join(library['isas'])}, {library['threads']} threads"
+    click.echo(f"native library: {built if library['available'] else 'none'}")
     click.echo("executors:")
     for name, state in executors.items():
         click.echo(f"  {name:<12} {'available' if state['available'] else state['why']}")

@@ -119,6 +119,11 @@ def get_executor(name: str) -> Executor:
     return executor
 
 
+def fastest() -> str:
+    """The name of the fastest executor that runs here: `cpu`, or `reference` where the native library is missing."""
+    return "reference" if _made("cpu").unavailable() else "cpu"
+
+
 def availability() -> dict[str, str | None]:
     """For each executor None, or why it cannot run here."""
     return {name: _made(name).unavailable() for name in _FACTORIES}

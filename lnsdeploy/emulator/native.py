@@ -189,6 +189,13 @@ def unavailable() -> str | None:
     return _load()[1]
 
 
+def library() -> dict[str, Any]:
+    """What `info` says: whether it is available, instruction sets, threads, and how it was built."""
+    if why := unavailable():
+        return {"available": False, "why": why, "build": build_info()}
+    return {"available": True, "isa": isa(), "isas": isas(), "threads": threads(), "build": build_info()}
+
+
 def _library() -> Any:
     library, why = _load()
     if library is None:

@@ -23,15 +23,16 @@ Words are uint8 where their format has at most 8 bits, else uint16. Results are 
 tables hold is on the operators' pages; a log accumulator may have 40 bits here. :mod:`lnsdeploy.emulator.operands`
 makes the tables.
 
-Operators compute on the CPU by the native library, in place of torch's own memory: nothing is copied but what is not
-contiguous (activations of a matrix product may have any strides). The library packs a product's weights once and keeps
-them for as long as the tensors live and are not changed; see :func:`clear_cache` for changes that torch does not see.
+Operators compute on the CPU by the native library, on torch's own memory: nothing is copied but what is not
+contiguous, and not even that for the operands of matrix products and sums, which may have any strides. The library
+packs a product's weights once; they stay packed for as long as the tensors live and are not changed. See
+:func:`clear_cache` for changes that torch does not see.
 
 Errors name the operator. Shape functions raise them too, so most appear while tracing already:
 
 * BadTypeError: a tensor has another dtype than its format or table.
 * BadValueError: an attribute is out of its range, or shapes do not fit.
-* UnsupportedError: the sum of operands of more than 8 axes.
+* UnsupportedError: beyond the library's integers, or operands of a sum that broadcast over more than 8 axes.
 * MissingDependencyError: there is no native library; only computing needs one, tracing does not.
 """
 
@@ -46,7 +47,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from ctypes import byref, c_int64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -152,8 +153,12 @@ def _windows(x: Tensor, channels: int, a: Attributes) -> list[int]:
 @lru_cache(maxsize=4096)
 def _padding_only(size: int, out: int, kernel: int, stride: int, pad: int, dilation: int) -> bool:
     """Whether a window along one axis holds no element of it."""
-    for start in range(-pad, out * stride - pad, stride):
-        first = 0 if start >= 0 else -(start // dilation)
+    last = (out - 1) * stride - pad
+    if last >= max(size, 0):
+        return True
+    # one that starts inside holds an element; one that starts before may step over all of them
+    for start in range(-pad, min(last + 1, 0), stride):
+        first = -(start // dilation)
         if first >= kernel or start + first * dilation >= size:
             return True
     return False
@@ -524,8 +529,6 @@ def _add_result(a: Tensor, b: Tensor, plus: Tensor, minus: Tensor, attributes: A
     _words(b, "b", attributes["b_bits"])
     _deltas(plus, minus)
     rank = max(a.dim(), b.dim())
-    if rank > _MAX_RANK:
-        raise UnsupportedError(f"at most {_MAX_RANK} axes can be added, not {rank}; reshape first")
     shape = []
     for x, y in zip([1] * (rank - a.dim()) + [*a.shape], [1] * (rank - b.dim()) + [*b.shape], strict=True):
         # equality first: of a symbolic size with itself it is known, and says nothing about the size
@@ -535,13 +538,27 @@ def _add_result(a: Tensor, b: Tensor, plus: Tensor, minus: Tensor, attributes: A
     return a.new_empty(shape, dtype=dtype)
 
 
+def _axes(a: Tensor, b: Tensor) -> list[tuple[int, int, int]]:
+    """Sizes and both strides of tensors of one shape, neighbouring axes that both walk alike as one."""
+    axes: list[tuple[int, int, int]] = []
+    for size, x, y in zip(a.shape, a.stride(), b.stride(), strict=True):
+        if size == 1:
+            continue
+        if axes and axes[-1][1:] == (x * size, y * size):
+            size *= axes.pop()[0]
+        axes.append((size, x, y))
+    return axes
+
+
 def _add(y: Tensor, a: Tensor, b: Tensor, plus: Tensor, minus: Tensor, attributes: Attributes) -> None:
-    a, b, plus, minus = a.expand(y.shape), b.expand(y.shape), plus.contiguous(), minus.contiguous()
-    if a.is_contiguous() and b.is_contiguous():
-        a, b, shape = a.view(-1), b.view(-1), (y.numel(),)
-    else:
-        shape = tuple(y.shape)
-    numbers = c_int64 * max(len(shape), 1)
+    plus, minus = plus.contiguous(), minus.contiguous()
+    axes = _axes(a.expand(y.shape), b.expand(y.shape))
+    if len(axes) > _MAX_RANK:
+        a, b = a.contiguous(), b.contiguous()
+        axes = _axes(a.expand(y.shape), b.expand(y.shape))
+    if len(axes) > _MAX_RANK:
+        raise UnsupportedError(f"the operands broadcast over {len(axes)} axes, more than {_MAX_RANK}; reshape first")
+    shape, a_strides, b_strides = ((c_int64 * max(len(axes), 1))(*(axis[i] for axis in axes)) for i in range(3))
     desc = native._AddDesc(
         _adder(plus, minus, attributes),
         _format(attributes, "a_"),
@@ -554,12 +571,12 @@ def _add(y: Tensor, a: Tensor, b: Tensor, plus: Tensor, minus: Tensor, attribute
     native._call(
         "lns_add",
         byref(desc),
-        len(shape),
-        numbers(*shape),
+        len(axes),
+        shape,
         a.data_ptr(),
-        numbers(*a.stride()),
+        a_strides,
         b.data_ptr(),
-        numbers(*b.stride()),
+        b_strides,
         y.data_ptr(),
         native.threads(),
         None,
@@ -791,7 +808,7 @@ def _register(library: Any, name: str, operator: _Operator) -> None:
 
 
 # The operators are there for as long as this is. A fragment leaves the namespace open to other devices' packages.
-_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+_LIBRARY: Any = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 for _name, _operator in _OPERATORS.items():
     _register(_LIBRARY, _name, _operator)
 
@@ -892,8 +909,7 @@ class LNSModule(nn.Module):
         del self._shared
         last = {name: i for i, step in enumerate(steps) for name in step.inputs}
         self._steps = tuple(
-            _Step(**{**vars(step), "done": tuple({name for name in step.inputs if last[name] == i})})
-            for i, step in enumerate(steps)
+            replace(step, done=tuple({name for name in step.inputs if last[name] == i})) for i, step in enumerate(steps)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -942,16 +958,17 @@ class LNSModule(nn.Module):
 
     def _operand(self, name: str, key: str, array: npt.NDArray[Any]) -> str:
         array = np.ascontiguousarray(array)
+        content = (array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest())
         # weights and biases of layers may be changed one by one
-        same = key in ("w", "bias") or (array.dtype.str, array.shape, hashlib.sha256(array).digest())
-        if same is not True and same in self._shared:
-            return self._shared[same]
+        own = key in ("w", "bias")
+        if not own and content in self._shared:
+            return self._shared[content]
         made = f"{re.sub(r'[^0-9A-Za-z]', '_', name)}_{key}"
         while hasattr(self, made):
             made += "_"
         self.register_buffer(made, torch.from_numpy(array.copy()))
-        if same is not True:
-            self._shared[same] = made
+        if not own:
+            self._shared[content] = made
         return made
 
     def _encode(self, graph: g.LNSGraph) -> _Step:
@@ -1048,7 +1065,7 @@ class LNSModule(nn.Module):
 
 
 def _resolved(have: tuple[int, ...], shape: tuple[int, ...]) -> list[int]:
-    """A shape without zeros, which keep an axis, and without −1, also where an axis that is kept is empty (spec 6.1)."""
-    rest = [n for i, n in enumerate(have) if i >= len(shape) or shape[i] != 0]
-    known = prod(n for n in shape if n > 0)
-    return [have[i] if n == 0 else prod(rest) // known if n == -1 else n for i, n in enumerate(shape)]
+    """A shape without zeros, which keep an axis, and without −1, even if an axis that is kept is empty (spec 6.1)."""
+    left = prod([n for i, n in enumerate(have) if i >= len(shape) or shape[i] != 0])
+    left //= prod([n for n in shape if n > 0])
+    return [have[i] if n == 0 else left if n == -1 else n for i, n in enumerate(shape)]

@@ -162,7 +162,7 @@ def _largest_linear(plan: DotPlan, x: Words, w: Words, bias: npt.NDArray[np.floa
         sign = np.where(a_signs[:, k, None] != b_signs[None, :, k], -1.0, 1.0)
         sign[np.broadcast_to((u == 0) | (v == 0), sign.shape)] = 0.0
         acc += by_bin[:, u + v] * sign
-        largest = max(largest, float(acc.max()), -float(acc.min()))
+        largest = max(largest, float(acc.max(initial=0.0)), -float(acc.min(initial=0.0)))
     return largest
 
 

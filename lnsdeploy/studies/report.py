@@ -354,7 +354,7 @@ def _run_job(job: _Job) -> dict[str, Any]:
 def _emulate_all(job: _Job, trained_accuracy: float) -> dict[str, Any]:
     from lnsdeploy.datapath import load_datapath
     from lnsdeploy.emulator.compare import compare
-    from lnsdeploy.emulator.executor import get_executor
+    from lnsdeploy.emulator.executor import fastest, get_executor
     from lnsdeploy.emulator.session import emulate
     from lnsdeploy.exporters.export import lower_datapaths
     from lnsdeploy.exporters.lower import layer_errors
@@ -370,12 +370,12 @@ def _emulate_all(job: _Job, trained_accuracy: float) -> dict[str, Any]:
     if not chosen:
         raise BadValueError(f"none of the report's datapaths takes the format {fmt}")
     source = lower_datapaths(job.run, chosen, data_dir=job.config.data_dir)
-    reference = get_executor("reference")
+    engine = get_executor(fastest())
     points, layers, equality = [], [], []
     for datapath, exported in zip(chosen, source.exported, strict=True):
         artifact = exported.artifact(str(job.run))
         x, y = source.dataset.test_x, source.dataset.test_y
-        result = emulate(artifact, reference, x, y, batch=128)
+        result = emulate(artifact, engine, x, y, batch=128)
         used = artifact.graph.datapath
         point = f"{job.run.name}-{datapath.name}"
         totals = result.to_dict()
@@ -392,7 +392,7 @@ def _emulate_all(job: _Job, trained_accuracy: float) -> dict[str, Any]:
                 "description": used.describe(),
                 "trained_accuracy": trained_accuracy,
                 "accuracy": result.accuracy,
-                "executor": "reference",
+                "executor": engine.name,
                 "macs": result.macs,
                 "seconds": round(result.seconds, 4),
                 "words": totals["words"],
@@ -402,7 +402,7 @@ def _emulate_all(job: _Job, trained_accuracy: float) -> dict[str, Any]:
             }
         )
         words: dict[str, Any] = {}
-        reference.run(artifact, x[:ERROR_SAMPLES], visit=words.__setitem__)
+        engine.run(artifact, x[:ERROR_SAMPLES], visit=words.__setitem__)
         errors = layer_errors(source.float_values, artifact.graph, words)
         for layer in result.layers:
             db = errors.get(layer["name"])
@@ -422,7 +422,8 @@ def _emulate_all(job: _Job, trained_accuracy: float) -> dict[str, Any]:
                 }
             )
         if job.seed == 0 and get_or_none("ort") is not None:
-            outcome = compare([reference, get_executor("ort")], artifact, x[:ERROR_SAMPLES])
+            names = dict.fromkeys(("reference", engine.name, "ort"))
+            outcome = compare([get_executor(name) for name in names], artifact, x[:ERROR_SAMPLES])
             equality.append(
                 {
                     "model": job.model,
