@@ -4,17 +4,43 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo-out
 
-.PHONY: help install demo test lint format clean
+MAKEFLAGS += --no-print-directory
+
+# What the native library is made of. Installing compiles it; after a change, the next target that installs does again.
+NATIVE := CMakeLists.txt native/inplace/CMakeLists.txt $(wildcard native/*.cpp native/*.h native/*.map)
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+# pip brings a CMake of its own and takes it away again; where the system has none, `native` and `sanitize` install one.
+CMAKE ?= $(or $(shell command -v cmake),$(BIN)/cmake)
+
+SANITIZE ?= address,undefined
+SANITIZE_TESTS ?= tests/conformance
+# An interpreter with the wheel to be tested, lnsdeploy[all], pytest and hypothesis; by default one is made.
+SMOKE_PYTHON ?= build/smoke/bin/python
+
+.PHONY: help install native demo test lint format wheel smoke sanitize clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
 
 install: $(VENV)/.installed  ## Install lnsdeploy with everything it can use.
+	@# a second make, which sees what the first has just installed
+	@$(MAKE) $(VENV)/.native
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.native
+
+$(VENV)/.native: $(NATIVE)
+	@$(MAKE) native
 	touch $@
+
+native: $(CMAKE)  ## Rebuild the native library in the source tree, after a change of its C++.
+	$(CMAKE) -S native/inplace -B build/native
+	$(CMAKE) --build build/native --parallel $(JOBS)
+
+$(BIN)/cmake:
+	$(BIN)/pip install --quiet --disable-pip-version-check cmake
 
 demo: install  ## Train, export, emulate, verify and report on real digits; ends with a table.
 	$(BIN)/python examples/demo.py --out $(DEMO)
@@ -31,5 +57,40 @@ format: install  ## Format the sources.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+wheel:  ## Build a wheel for this platform into dist/.
+	@mkdir -p build
+	test -x build/wheel/bin/pip || $(PYTHON) -m venv build/wheel
+	LNSDEPLOY_NATIVE=require build/wheel/bin/pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+	@ls -t dist/*.whl | head -n 1
+
+build/smoke/.installed: $(NATIVE) pyproject.toml constraints.txt $(shell find lnsdeploy -name '*.py')
+	$(MAKE) wheel
+	rm -rf build/smoke
+	$(PYTHON) -m venv build/smoke
+	wheel=$$(ls -t dist/*.whl | head -n 1) && build/smoke/bin/pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt "$$wheel[all]" pytest hypothesis
+	touch $@
+
+# From a folder that holds nothing but the tests: what they import is what is installed.
+smoke: $(if $(filter build/smoke/%,$(SMOKE_PYTHON)),build/smoke/.installed)  ## Test an installed wheel, without the source tree; SMOKE_PYTHON= names its interpreter.
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -r pyproject.toml tests "$$folder" && \
+	python=$(abspath $(SMOKE_PYTHON)) && unset PYTHONPATH && tests=$$(grep -rl --include='*.py' 'mark\.smoke' tests) && \
+	cd "$$folder" && \
+	"$$python" -c 'import lnsdeploy, lnsdeploy._native as n, pathlib, sys; \
+	  home = pathlib.Path(lnsdeploy.__file__).resolve().parent.parent; print(home, n.library_path()); \
+	  sys.exit("that is the source tree" if home == pathlib.Path(sys.argv[1]).resolve() else 0)' '$(CURDIR)' && \
+	"$$python" -m pytest -q -m smoke -p no:cacheprovider $$tests
+
+sanitize: $(CMAKE)  ## Build the native library with sanitizers, and say how to run tests on it.
+	$(CMAKE) -S . -B build/sanitize -DLNS_SANITIZE=$(SANITIZE)
+	$(CMAKE) --build build/sanitize --parallel $(JOBS)
+	@# Python is not sanitized, so the runtime must come first; libstdc++ with it, or exceptions are not intercepted.
+	@echo
+	@echo 'LNSDEPLOY_LIBRARY=$(CURDIR)/build/sanitize/liblnsdeploy.so ASAN_OPTIONS=detect_leaks=0 \'
+	@echo "  LD_PRELOAD='$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)' \\"
+	@echo '  $(BIN)/pytest $(SANITIZE_TESTS)'
+
 clean:  ## Remove what the other targets made.
-	rm -rf $(VENV) $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f lnsdeploy/_native/*.so lnsdeploy/_native/*.dylib lnsdeploy/_native/*.dll lnsdeploy/_native/build.json
+	find native/inplace -mindepth 1 ! -path native/inplace/CMakeLists.txt -delete

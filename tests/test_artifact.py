@@ -64,6 +64,7 @@ def test_no_float_between_encode_and_decode(datapath):
     assert [node.op_type for node in model.graph.node].count("Encode") == 1
 
 
+@pytest.mark.smoke
 def test_metadata():
     metadata = {entry.key: entry.value for entry in model_of().metadata_props}
     assert metadata["lnsdeploy.fingerprint"] == load_datapath("lns-madam-8").fingerprint

@@ -56,6 +56,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.smoke
 def test_version_and_help():
     assert __version__ in run("--version", check=0).stdout
     top = run("--help", check=0).stdout
@@ -78,6 +79,7 @@ def test_help_and_core_import_without_heavy_packages():
         assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.smoke
 def test_info():
     info = json.loads(run("info", "--json", check=0).stdout)
     assert info["version"] == __version__

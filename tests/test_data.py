@@ -45,6 +45,7 @@ def write(folder: Path, made: dict[str, np.ndarray], zipped: bool = False) -> No
             (folder / NAMES[key]).write_bytes(idx(array))
 
 
+@pytest.mark.smoke
 def test_digits() -> None:
     found = load_data("digits")
     assert found.train_x.shape == (1437, 1, 8, 8)

@@ -62,6 +62,7 @@ def _linear(**changes: Any) -> Datapath:
 # Named datapaths
 
 
+@pytest.mark.smoke
 def test_fingerprints_are_pinned() -> None:
     """spec 8.2: every named datapath's bits, and no name without a pin."""
     assert {name: load_datapath(name).fingerprint for name in named_datapaths()} == FINGERPRINTS
@@ -83,6 +84,7 @@ def test_named_datapaths_are_complete(name: str) -> None:
     assert load_datapath(name) is datapath
 
 
+@pytest.mark.smoke
 def test_names_are_found_with_the_nearest_match(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="unknown datapath 'gauss-9'; did you mean 'gauss-8'"):
         load_datapath("gauss-9")

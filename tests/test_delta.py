@@ -265,6 +265,7 @@ def test_addition_commutes_and_negates(how: Delta) -> None:
     np.testing.assert_array_equal(reference.negate(forward, fmt), negated)
 
 
+@pytest.mark.smoke
 def test_methods_are_data() -> None:
     """Frozen dataclasses that compare by their fields: what the fingerprint and the cache rely on."""
     assert methods.Table(20, 4) == methods.Table(20, 4)

@@ -60,6 +60,7 @@ def test_every_named_datapath_cites_a_source():
         assert datapath.notes
 
 
+@pytest.mark.smoke
 def test_public_names_resolve():
     for name in lnsdeploy.__all__:
         assert getattr(lnsdeploy, name) is not None

@@ -139,6 +139,7 @@ def test_reading_refuses(tmp_path: Path) -> None:
 # TOML
 
 
+@pytest.mark.smoke
 def test_toml_in_and_out(tmp_path: Path) -> None:
     value = {"a": 1, "b": {"c": [1.5, "γ", True]}, "text": 'with "quotes"\nand lines'}
     files.write_text(tmp_path / "x.toml", files.dump_toml(value))

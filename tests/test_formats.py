@@ -102,6 +102,7 @@ def test_fields_of_a_format_are_checked(arguments: tuple[Any, ...], error: type[
         LNSFormat(*arguments)
 
 
+@pytest.mark.smoke
 def test_words_are_split_and_joined() -> None:
     """spec 1.2: minus zero reads as zero and is never produced."""
     for fmt in (LNSFormat(2, 1), LNSFormat(5, 3), LNSFormat(8, 8), LNSFormat(6, 2, False)):
@@ -594,6 +595,7 @@ def test_decode_refuses() -> None:
         decode_table(LNSFormat(32, 1), 0)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("gamma", [1, 2, 3, 8, 10, 128, 1000])
 def test_encode_inverts_decode(gamma: int) -> None:
     """spec 2.1, 2.5: every word of every format up to 12 bits survives decoding and encoding (float64)."""

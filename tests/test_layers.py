@@ -248,6 +248,7 @@ def test_linear(granularity: str, calibration: str) -> None:
     assert torch.equal(torch.from_numpy(layer.weight_words().decode()), weight)
 
 
+@pytest.mark.smoke
 def test_gradients_reach_weights_and_inputs() -> None:
     layer = LNSLinear(3, 2, recipe=LayerRecipe(LNSFormat(4, 2), LNSFormat(4, 2)))
     x = normal(5, 3).requires_grad_()

@@ -79,6 +79,7 @@ def datapath_saturates(name):
     return datapath.is_linear and datapath.linear.overflow == "saturate" and datapath.gamma == 8
 
 
+@pytest.mark.smoke
 def test_structure_of_the_residual_net():
     _, model, x = nets.residual()
     lowered = lower(model, x, LowerOptions(load_datapath("lns-madam-8")))

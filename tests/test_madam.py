@@ -105,6 +105,7 @@ class Scalar:
 # Madam: the update
 
 
+@pytest.mark.smoke
 @PATHS
 def test_first_step_moves_by_exactly_the_learning_rate(foreach):
     # ĝ = g/√g² = ±1 whatever the gradient's size, so the factors are e^(±0.03) = 1.0304545, 0.9704455
@@ -761,6 +762,7 @@ def codes_of(optimizer, p):
     return optimizer.state[p]["codes"].tolist()
 
 
+@pytest.mark.smoke
 def test_initial_weights_become_their_nearest_codes():
     # 8:8 with a largest value of 1: C = 127 is 2^0, so |w| = 2^((k − 127)/8) and the least is 2^−15.75
     w = parameter([[1.0, 0.5, -(2.0**-1.5), 0.0], [3.0, 1e-9, -1e-9, 2.0**-0.06]])

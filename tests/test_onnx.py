@@ -273,6 +273,7 @@ def test_nan_becomes_the_zero_word_in_the_file_and_is_refused_by_executors():
             get_executor(name).run(made, x)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("operator", functions.OPERATORS, ids=lambda o: o.name)
 def test_bodies_are_integer_and_named(operator):
     """No float in any body but the two that convert, and every node of every subgraph has a name."""

@@ -241,6 +241,7 @@ def hostile(tmp_path_factory):
 # -------------------------------------------------------------------------------------------------- files
 
 
+@pytest.mark.smoke
 def test_all_files_are_written_and_nothing_else(written):
     names = ["report.html", "results.json", "points.csv", "layers.csv", "accuracy.png", "layers.png"]
     assert list(written) == names

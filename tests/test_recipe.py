@@ -24,6 +24,7 @@ def test_patterns_are_case_sensitive_and_match_the_whole_name() -> None:
     assert recipe.for_layer("block.conv1") == LayerRecipe()
 
 
+@pytest.mark.smoke
 def test_toml_round_trip() -> None:
     assert Recipe.from_toml(RECIPE.to_toml()) == RECIPE
     assert Recipe.from_toml(Recipe().to_toml()) == Recipe()

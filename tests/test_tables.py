@@ -146,6 +146,7 @@ def test_log_tables(gamma: int) -> None:
         _rounded(made, lambda j, n=index_bits: gamma * mpmath.log(1 + (j + mpf(1) / 2) / 2**n, 2))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("bits", [23, 52, 62])
 @pytest.mark.parametrize("gamma", [1, 2, 3, 8, 10, 256, 1000])
 def test_octave_thresholds(gamma: int, bits: int) -> None:

@@ -101,6 +101,7 @@ def test_a_finished_run_is_not_repeated(run: Path) -> None:
     json.dumps(summary)
 
 
+@pytest.mark.smoke
 def test_learning_happens(tmp_path: Path) -> None:
     for optimizer in OPTIMIZERS:
         result = train(quick(optimizer=optimizer, epochs=6, batch_size=96), tmp_path / optimizer)

@@ -98,6 +98,7 @@ def _bias(case: dict[str, Any]) -> Array | None:
     return None if case["bias"] is None else np.array(case["bias"], dtype=np.int64)
 
 
+@pytest.mark.smoke
 def test_dot() -> None:
     """spec 3, 4, 5."""
     for case in _load("dot.json"):
@@ -159,6 +160,7 @@ def _run(case: dict[str, Any]) -> Array:
     return reference.add(x, y, AddPlan(part, *formats, *integers, case["underflow"]))
 
 
+@pytest.mark.smoke
 def test_operations() -> None:
     """spec 6.1 to 6.5."""
     seen = set()

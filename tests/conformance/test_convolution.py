@@ -94,6 +94,7 @@ def test_layout_does_not_matter(executor: Any) -> None:
     np.testing.assert_array_equal(executor.convolution(x, np.asfortranarray(w), None, plan, window, 2), want)
 
 
+@pytest.mark.smoke
 def test_a_convolution_over_the_whole_input_is_a_dot_product(executor: Any) -> None:
     """spec 7.1: (C_in, kH, kW) flattened in C order."""
     rng = np.random.default_rng(1)

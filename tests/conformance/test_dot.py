@@ -18,6 +18,7 @@ from tests.cases import DOTS, DotCase, oracle_product
 NAMED = {case.name: case for case in DOTS}
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("case", DOTS, ids=lambda case: case.name)
 def test_named_cases(executor: Any, case: DotCase) -> None:
     """spec 3.1 to 5.6 at their edges; where the words follow by hand, they are written out."""

@@ -51,6 +51,7 @@ def test_encoders(executor: Any, encoder: str, n: int | None, bits: int, gamma: 
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("encoder", ["exact", "mitchell"])
 def test_encoders_of_bins(executor: Any, encoder: str) -> None:
     """spec 4.6: with bins the constants' fraction bits are part of the sum's weight."""

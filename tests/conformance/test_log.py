@@ -20,6 +20,7 @@ def test_all_pairs_of_accumulator_words(executor: Any, how: Delta) -> None:
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("guard_bits", [0, 1, 4])
 @pytest.mark.parametrize("acc_offset", [-40, 0, 100, 254, 300])
 def test_entry_and_output(executor: Any, acc_offset: int, guard_bits: int) -> None:

@@ -38,6 +38,7 @@ def _pairs(fmt: LNSFormat) -> tuple[Array, Array]:
 # Exact operations: spec 6.1
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
 def test_relu_and_negate(executor: Any, fmt: LNSFormat) -> None:
     """spec 6.1: every word, minus zero included."""
