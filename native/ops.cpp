@@ -299,7 +299,7 @@ int32_t lns_rescale(const lns_rescale_desc* desc, const void* x, int64_t count, 
       fail(LNS_BAD_VALUE, "multiply and divide are at least 1, and one of them is 1; not %lld and %lld",
            static_cast<long long>(d.multiply), static_cast<long long>(d.divide));
     }
-    const int64_t widest = int64_t{1} << 30;
+    const int64_t widest = int64_t{1} << 36;
     if (std::abs(d.input_offset) > widest || std::abs(d.output_offset) > int64_t{1} << 56) {
       fail(LNS_BAD_VALUE, "offsets %lld and %lld are out of range", static_cast<long long>(d.input_offset),
            static_cast<long long>(d.output_offset));

@@ -283,6 +283,18 @@ def test_broadcast_sums() -> None:
     np.testing.assert_array_equal(native.add(t, t[::-1], plan), reference.add(t, t[::-1], plan))
 
 
+def test_scalars_and_far_offsets() -> None:
+    """Arrays without axes keep their shape; offsets up to the limit of 32 bits (spec 6.3)."""
+    word = np.array(200, dtype=np.uint8)
+    assert native.relu(word, BYTE).shape == native.decode(word, BYTE, 0).shape == ()
+    assert native.encode(np.float32(1.5), BYTE, 0).shape == ()
+    words = np.arange(256, dtype=np.uint8)
+    for offset in ((1 << 31) - 1, -(1 << 31) + 1):
+        for to in (LNSFormat(8, 1), LNSFormat(12, 64)):
+            change = RescalePlan(BYTE, to, offset, offset // 8 * to.gamma)
+            np.testing.assert_array_equal(native.rescale(words, change), reference.rescale(words, change))
+
+
 def test_many_callers_at_once() -> None:
     """Layers are immutable: concurrent runs, on several threads each, give the words of one."""
     plan, a, w, bias = placed(load_datapath("gauss-8"), (90, 20, 50))

@@ -275,10 +275,11 @@ def _output(fmt: LNSFormat, underflow: str) -> _Output:
 
 def _words(x: Any, fmt: LNSFormat, what: str) -> Words:
     """Words as an array of the format's dtype, contiguous."""
-    array = np.asarray(x)
+    # not ascontiguousarray, which gives a scalar an axis
+    array = np.asarray(x, order="C")
     if array.dtype != fmt.dtype:
         raise BadTypeError(f"{what}: words of {fmt} are {fmt.dtype}, not {array.dtype}")
-    return np.ascontiguousarray(array)
+    return array
 
 
 def _window(window: Window) -> _Window:
@@ -454,7 +455,7 @@ def encode(x: npt.NDArray[np.float32], fmt: LNSFormat, offset: int, underflow: s
     Raises:
         BadValueError: NaN in `x`.
     """
-    x = np.ascontiguousarray(x, dtype=np.float32)
+    x = np.asarray(x, dtype=np.float32, order="C")
     native = _format(fmt)
     if np.isnan(x).any():
         raise BadValueError("NaN has no LNS word")
