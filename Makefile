@@ -13,11 +13,12 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 CMAKE ?= $(or $(shell command -v cmake),$(BIN)/cmake)
 
 SANITIZE ?= address,undefined
-SANITIZE_TESTS ?= tests/conformance
+SANITIZE_TESTS ?= tests/conformance tests/test_native.py -k "cpu or kernel or named or saturation or cancel or strides or sums or encode"
+FUZZED ?= 10000
 # An interpreter with the wheel to be tested, lnsdeploy[all], pytest and hypothesis; by default one is made.
 SMOKE_PYTHON ?= build/smoke/bin/python
 
-.PHONY: help install native demo test lint format wheel smoke sanitize clean
+.PHONY: help install native demo test lint format wheel smoke sanitize sanitized clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -45,8 +46,10 @@ $(BIN)/cmake:
 demo: install  ## Train, export, emulate, verify and report on real digits; ends with a table.
 	$(BIN)/python examples/demo.py --out $(DEMO)
 
-test: install lint  ## Lint, type checks and all tests.
+test: install lint  ## Lint, type checks and all tests, the native library's once more under sanitizers.
 	$(BIN)/pytest -n 2
+	@# without a compiler there is no library to test
+	test ! -e "$$($(BIN)/python -c 'from lnsdeploy import _native; print(_native.library_path() or "none")')" || $(MAKE) sanitized
 
 lint: install  ## Format check, lint and type checks.
 	$(BIN)/ruff format --check .
@@ -81,14 +84,16 @@ smoke: $(if $(filter build/smoke/%,$(SMOKE_PYTHON)),build/smoke/.installed)  ## 
 	  sys.exit("that is the source tree" if home == pathlib.Path(sys.argv[1]).resolve() else 0)' '$(CURDIR)' && \
 	"$$python" -m pytest -q -m smoke -p no:cacheprovider $$tests
 
-sanitize: $(CMAKE)  ## Build the native library with sanitizers, and say how to run tests on it.
+sanitize: $(CMAKE)  ## Build the native library with sanitizers into build/sanitize/.
 	$(CMAKE) -S . -B build/sanitize -DLNS_SANITIZE=$(SANITIZE)
 	$(CMAKE) --build build/sanitize --parallel $(JOBS)
-	@# Python is not sanitized, so the runtime must come first; libstdc++ with it, or exceptions are not intercepted.
-	@echo
-	@echo 'LNSDEPLOY_LIBRARY=$(CURDIR)/build/sanitize/liblnsdeploy.so ASAN_OPTIONS=detect_leaks=0 \'
-	@echo "  LD_PRELOAD='$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)' \\"
-	@echo '  $(BIN)/pytest $(SANITIZE_TESTS)'
+
+# Python is not sanitized, so the runtime must come first; libstdc++ with it, or exceptions are not intercepted.
+sanitized: sanitize  ## Run the equality suite and malformed models on the sanitized library.
+	export LNSDEPLOY_LIBRARY=$(CURDIR)/build/sanitize/liblnsdeploy.so ASAN_OPTIONS=detect_leaks=0 && \
+	export LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" && \
+	$(BIN)/python -m pytest -q -n 2 $(SANITIZE_TESTS) && \
+	$(BIN)/python tests/fuzz_ort.py --unlimited --count $(FUZZED)
 
 clean:  ## Remove what the other targets made.
 	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -376,6 +376,43 @@ void make_expanded(Layer& l, const lns_dot_desc& d, const Kernel& kernel, int64_
   }
 }
 
+/* The γ for which terms[P] = ⌊terms[P + γ]/2⌋ throughout, or 0. */
+int64_t shift_gamma(const lns_dot_desc& d) {
+  const Terms terms{d};
+  const int64_t a_max = max_code(d.activation) * d.activation_widen;
+  for (int64_t gamma = 1; gamma <= shifted_gamma; gamma *= 2) {
+    if ((a_max + 1) % gamma || a_max < gamma || a_max / gamma > 31 || terms(0, d.term_columns - 1) == 0) continue;
+    bool holds = true;
+    for (int64_t p = 2; p + gamma < d.term_columns && holds; ++p) holds = terms(0, p) == terms(0, p + gamma) >> 1;
+    if (holds) return gamma;
+  }
+  return 0;
+}
+
+void make_shifted(Layer& l, const lns_dot_desc& d) {
+  l.shifts = true;
+  const int width = l.expanded.panel;
+  const int64_t a_max = max_code(d.activation) * d.activation_widen, top = a_max / l.gamma;
+  l.activation_shifts = by_word<uint32_t>(d.activation, [&](uint32_t code, bool minus) -> uint32_t {
+    if (!code) return 0;
+    const int64_t c = code * d.activation_widen;
+    const int64_t row = 1 + (minus ? l.gamma : 0) + c % l.gamma;
+    return static_cast<uint32_t>(row * width * 4) | static_cast<uint32_t>(top - c / l.gamma) << 16;
+  });
+  const int64_t words = (l.depth + 63) / 64;
+  l.weight_planes.resize(product(l.groups * l.expanded_panels, words) * 2 * width);
+  std::fill(l.weight_planes.data(), l.weight_planes.data() + l.weight_planes.size(), 0);
+  for (int64_t p = 0; p < l.groups * l.expanded_panels; ++p) {
+    for (int64_t k = 0; k < l.depth; ++k) {
+      for (int64_t c = 0; c < width; ++c) {
+        const int16_t code = l.weight_codes[(p * l.depth + k) * width + c];
+        if (!code) continue;
+        l.weight_planes[((p * words + k / 64) * 2 + (code < 0)) * width + c] |= uint64_t{1} << (k % 64);
+      }
+    }
+  }
+}
+
 /* ---- choosing: linear -------------------------------------------------------------------------------------- */
 
 void make_linear(Layer& l, const lns_dot_desc& d, const Isa& isa) {
@@ -430,14 +467,15 @@ void make_linear(Layer& l, const lns_dot_desc& d, const Isa& isa) {
   l.limit = static_cast<int32_t>(std::min(limit, limit32));
   l.step_limit = static_cast<int32_t>(std::min(step_limit, limit32));
   if (one_bin && d.bins == 1 && (wraps || step32)) {
-    const auto expand = [&] {
-      if (!wraps32 && (!step32 || steps)) return;
-      make_expanded(l, d, wraps32 ? isa.expanded_wrap : isa.expanded_saturate, expanded_depth, bias, [&](int64_t p) {
-        return static_cast<int32_t>(std::min<int64_t>(terms(0, p), INT32_MAX));
-      });
-    };
+    const auto entry = [&](int64_t p) { return static_cast<int32_t>(std::min<int64_t>(terms(0, p), INT32_MAX)); };
     const Structure s = structure_of(d);
-    if (isa.prefers_expanded || !s.found) expand();
+    l.gamma = wraps32 && isa.prefers_shifted ? shift_gamma(d) : 0;
+    if (l.gamma) {
+      make_expanded(l, d, isa.shifted, shifted_depth, bias, entry);
+      if (l.expands) make_shifted(l, d);
+    } else if ((wraps32 || (step32 && !steps)) && (isa.prefers_expanded || !s.found)) {
+      make_expanded(l, d, wraps32 ? isa.expanded_wrap : isa.expanded_saturate, expanded_depth, bias, entry);
+    }
     const int64_t a_top = (max_code(d.activation) * d.activation_widen) >> s.f;
     const int64_t w_top = (max_code(d.weight) * d.weight_widen) >> s.f;
     const bool wide = wraps && !wraps32 && static_cast<double>(d.depth) * static_cast<double>(largest) +
@@ -764,7 +802,7 @@ void run_log_general(const Tile& t) {
 template <class Store>
 void finish(const Tile& t, int64_t rows, lns_counts& counts, Store store) {
   const Layer& l = *t.layer;
-  const int width = l.kernel.panel;
+  const int width = t.panel;
   const int64_t panels = t.last_panel - t.first_panel, columns = panels * width;
   const int64_t first = t.first_panel * width, real = std::min(columns, l.columns - first);
   const Output& out = l.output;
@@ -876,7 +914,7 @@ void finish(const Tile& t, int64_t rows, lns_counts& counts, Store store) {
 
 /* Memory that a thread keeps from tile to tile. */
 struct Scratch {
-  Buffer<char> a, acc;
+  Buffer<char> a, acc, planes;
   static char* at_least(Buffer<char>& buffer, int64_t size) {
     if (buffer.size() < size) buffer.resize(size);
     return buffer.data();
@@ -936,26 +974,58 @@ void run_expanded(const Layer& l, int64_t rows, int threads, lns_counts* counts,
   /* tasks of equal size, a few for each thread where there are enough rows */
   const int64_t most = std::max<int64_t>(kExpandedRows, std::min(l.bins > 1 ? kExpandedTile / 4 : kExpandedTile, (rows + threads - 1) / threads));
   const int64_t row_tiles = (rows + most - 1) / most, tile_rows = (rows + row_tiles - 1) / row_tiles;
-  const int64_t depth_of_block = l.expanded_step;
+  const int64_t depth_of_block = l.expanded_step; /* a power of two */
+  const int block_shift = __builtin_ctzll(static_cast<uint64_t>(depth_of_block));
   const int64_t blocks = (l.depth + depth_of_block - 1) / depth_of_block;
   std::mutex mutex;
   parallel(row_tiles * l.groups, threads, [&](int64_t task) {
     const int64_t group = task % l.groups, first = task / l.groups * tile_rows;
     const int64_t real = std::min(tile_rows, rows - first);
-    auto* a = reinterpret_cast<uint16_t*>(
-        Scratch::at_least(scratch.a, std::max<int64_t>(product(product(blocks, real), depth_of_block * 2), 64)));
-    const uint16_t* from = l.activation_rows.data();
+    const int64_t size = l.shifts ? 4 : 2;
+    char* packed = Scratch::at_least(scratch.a, std::max<int64_t>(product(product(blocks, real), depth_of_block * size), 64));
     std::array<bool, 256> seen{};
-    for (int64_t r = 0; r < real; ++r) {
-      for (int64_t k = l.depth; k < blocks * depth_of_block; ++k) {
-        a[(k / depth_of_block * real + r) * depth_of_block + k % depth_of_block] = 0;
-      }
-    }
     bool* const met = seen.data();
-    fill(group, first, real, [=](int64_t r, int64_t k, uint32_t word) {
-      met[word] = true;
-      a[(k / depth_of_block * real + r) * depth_of_block + k % depth_of_block] = from[word];
-    });
+    const auto pack_as = [&](auto* to, const auto& from_words) {
+      using Packed = std::remove_reference_t<decltype(*to)>;
+      const Packed* from = from_words.data();
+      for (int64_t k = l.depth; k < blocks * depth_of_block; ++k) {
+        for (int64_t r = 0; r < real; ++r) to[((blocks - 1) * real + r) * depth_of_block + k % depth_of_block] = 0;
+      }
+      fill(group, first, real, [=](int64_t r, int64_t k, uint32_t word) {
+        met[word] = true;
+        to[(((k >> block_shift) * real + r) << block_shift) + (k & (depth_of_block - 1))] = from[word];
+      });
+    };
+    const uint64_t* planes = nullptr;
+    if (l.shifts) {
+      auto* to = reinterpret_cast<uint32_t*>(packed);
+      pack_as(to, l.activation_shifts);
+      /* rows of a sign begin after the zero row, and γ further */
+      const int64_t words = (l.depth + 63) / 64, row = l.expanded.panel * 4;
+      auto* bits = reinterpret_cast<uint64_t*>(Scratch::at_least(scratch.planes, std::max<int64_t>(real * words * 16, 64)));
+      const uint32_t last_plus = static_cast<uint32_t>(l.gamma * row);
+      for (int64_t r = 0; r < real; ++r) {
+        for (int64_t i = 0; i < words; ++i) {
+          uint64_t plus = 0, minus = 0;
+          for (int64_t b = 64 * i >> block_shift; b < std::min(blocks, 64 * (i + 1) >> block_shift); ++b) {
+            const uint32_t* block = to + ((b * real + r) << block_shift);
+            uint64_t some_plus = 0, some_minus = 0;
+            for (int64_t k = 0; k < shifted_depth; ++k) {
+              const uint32_t at = block[k] & 0xffff;
+              some_minus |= static_cast<uint64_t>(at > last_plus) << k;
+              some_plus |= static_cast<uint64_t>(at != 0 && at <= last_plus) << k;
+            }
+            plus |= some_plus << ((b << block_shift) % 64);
+            minus |= some_minus << ((b << block_shift) % 64);
+          }
+          bits[(r * words + i) * 2] = plus;
+          bits[(r * words + i) * 2 + 1] = minus;
+        }
+      }
+      planes = bits;
+    } else {
+      pack_as(reinterpret_cast<uint16_t*>(packed), l.activation_rows);
+    }
     int64_t least = expanded_codes, largest = 0;
     for (uint32_t word = 0; word < (1u << l.activation.bits); ++word) {
       const int64_t code = code_of(word, l.activation) * l.activation_widen;
@@ -966,7 +1036,7 @@ void run_expanded(const Layer& l, int64_t rows, int threads, lns_counts* counts,
     auto* acc = Scratch::at_least(scratch.acc, product(product(real, l.expanded.panel), l.bins) * 4);
     lns_counts found = {0, 0, 0, 0};
     for (int64_t p = 0; p < l.expanded_panels; ++p) {
-      const Tile t = {&l, group, p, p + 1, real, a, acc, std::min(least, largest), largest};
+      const Tile t = {&l, group, p, p + 1, real, packed, acc, std::min(least, largest), largest, planes, l.expanded.panel};
       l.expanded.run(t);
       finish(t, real, found, [&](int64_t r, int64_t channel, uint32_t word) { store(first + r, channel, word); });
     }
@@ -1013,7 +1083,7 @@ void run_rows(const Layer& l, int64_t rows, int threads, lns_counts* counts, Fil
     const int64_t begin = l.panels * share / shares, end = l.panels * (share + 1) / shares;
     lns_counts found = {0, 0, 0, 0};
     for (int64_t p = begin; p < end; p += chunk) {
-      const Tile t = {&l, group, p, std::min(p + chunk, end), padded, a, acc};
+      const Tile t = {&l, group, p, std::min(p + chunk, end), padded, a, acc, 0, 0, nullptr, l.kernel.panel};
       compute(t);
       finish(t, real, found, [&](int64_t r, int64_t channel, uint32_t word) { store(first + r, channel, word); });
     }

@@ -159,6 +159,8 @@ struct Tile {
   const void* a; /* packed activations [rows, depth]; expanded: [blocks of depth, rows, depth of a block] */
   void* acc;                       /* [rows, columns of these panels], of Layer::acc_size bytes */
   int64_t least_code = 0, largest_code = 0; /* expanded: codes that occur in `a`, but for zero */
+  const uint64_t* planes = nullptr;         /* shifted: [rows, words of depth, positive and negative] bits of `a` */
+  int panel = 0;                            /* columns of a panel */
 };
 
 struct Kernel {
@@ -171,10 +173,10 @@ struct Kernel {
 struct Isa {
   int32_t id;
   const char* name;
-  Kernel expanded_wrap, expanded_saturate, expanded_bins, fp32_wrap, fp32_saturate, fp32_lanes, fp32_wide, mitchell_wrap, mitchell_saturate, mitchell_lanes, gather,
+  Kernel shifted, expanded_wrap, expanded_saturate, expanded_bins, fp32_wrap, fp32_saturate, fp32_lanes, fp32_wide, mitchell_wrap, mitchell_saturate, mitchell_lanes, gather,
       bins, log8, log16, log32;
   bool has_log8, has_log16;
-  bool prefers_expanded; /* even where products can be computed */
+  bool prefers_expanded, prefers_shifted; /* even where products can be computed */
 };
 const Isa& isa_portable();
 #ifdef LNS_HAVE_AVX2
@@ -208,6 +210,11 @@ struct Layer {
   int64_t expanded_step; /* the depth of a block */
   int64_t expanded_panels;
   std::vector<uint16_t> activation_rows; /* by word: where its terms begin, in bytes */
+  /* shifted: terms of an octave are those of the highest one, shifted */
+  bool shifts = false;
+  int64_t gamma;                             /* codes of an octave */
+  std::vector<uint32_t> activation_shifts;   /* by word: where its terms begin, and by how much they are shifted */
+  Buffer<uint64_t> weight_planes;            /* [group][panel][words of depth][positive and negative][panel width] */
   Buffer<int16_t> weight_codes;         /* [group][panel][depth][panel width], signed */
   std::vector<int32_t> expanded_start;
   Buffer<int32_t> term_stream; /* terms by code sum, then zeros; zeros alone from zero_stream on */
@@ -258,6 +265,8 @@ struct Layer {
 constexpr int64_t expanded_codes = 128;
 /* Depth of a block of expanded weights; those of bins are narrower and may be deeper. */
 constexpr int64_t expanded_depth = 4, expanded_bins_depth = 8;
+/* Shifted terms: codes of an octave, at most, and the depth of a block. */
+constexpr int64_t shifted_gamma = 16, shifted_depth = 8;
 
 /* A zero in log kernels: below every code, and so far below that Δ is 0 for its distance. */
 constexpr int32_t no_code = -(1 << 29);

@@ -268,6 +268,83 @@ void expanded(const Tile& t) {
   }
 }
 
+/* Where terms of one octave are those of the next, shifted (truncation composes): the terms of the highest octave are
+ * laid out, γ rows for each sign, and a product is a load and a shift. Negative ones are one's complements, whose
+ * arithmetic shift is that of the magnitude but for −1: how many there were is counted by bits, and added at the end. */
+LNS_INLINE void expand_octave(const Tile& t, const int16_t* codes, int32_t* rows) {
+  constexpr int kColumns = 4 * V;
+  const Layer& l = *t.layer;
+  const int gamma = static_cast<int>(l.gamma);
+  const int32_t highest = static_cast<int32_t>(max_code(l.activation) * l.activation_widen - l.gamma + 1);
+  for (int j = 0; j < 4; ++j) {
+    vi index, sign, used;
+    for (int c = 0; c < V; ++c) {
+      const int code = codes[j * V + c];
+      index[c] = code ? highest + (code < 0 ? -code : code) : static_cast<int32_t>(l.zero_stream);
+      sign[c] = code < 0 ? -1 : 0;
+      used[c] = code ? -1 : 0;
+    }
+    *(vi*)(rows + j * V) = all(0);
+    for (int r = 0; r < gamma; ++r) {
+      const vi term = gather(l.term_stream.data(), index + r) ^ sign;
+      *(vi*)(rows + (1 + r) * kColumns + j * V) = term;
+      *(vi*)(rows + (1 + gamma + r) * kColumns + j * V) = ~term & used;
+    }
+  }
+}
+
+void shifted(const Tile& t) {
+  constexpr int64_t kStep = shifted_depth;
+  constexpr int kColumns = 4 * V;
+  constexpr int64_t kRow = (1 + 2 * shifted_gamma) * kColumns;
+  const Layer& l = *t.layer;
+  auto* acc = static_cast<int32_t*>(t.acc);
+  begin(t, acc, l.expanded_start, kColumns, l.expanded_panels);
+  alignas(64) static thread_local int32_t storage[kStep * kRow];
+  int32_t* const rows = storage;
+  const auto* a = static_cast<const uint32_t*>(t.a);
+  const int64_t panel = t.group * l.expanded_panels + t.first_panel;
+  const int16_t* codes = l.weight_codes.data() + panel * l.depth * kColumns;
+  for (int64_t first = 0; first < l.depth; first += kStep) {
+    const int64_t depth = l.depth - first < kStep ? l.depth - first : kStep;
+    for (int64_t k = 0; k < depth; ++k) expand_octave(t, codes + (first + k) * kColumns, rows + k * kRow);
+    for (int64_t k = depth; k < kStep; ++k) std::memset(rows + k * kRow, 0, kColumns * sizeof(int32_t));
+    const uint32_t* block = a + first * t.rows;
+    for (int64_t r = 0; r < t.rows; ++r) {
+      int32_t* out = acc + r * kColumns;
+      vi sum[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) sum[j] = *(vi*)(out + j * V);
+#pragma GCC unroll 8
+      for (int64_t k = 0; k < kStep; ++k) {
+        const uint32_t packed = block[r * kStep + k];
+        const auto* term = (const vi*)((const char*)(rows + k * kRow) + (packed & 0xffff));
+        const int shift = static_cast<int>(packed >> 16);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) sum[j] = add(sum[j], term[j] >> shift);
+      }
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) *(vi*)(out + j * V) = sum[j];
+    }
+  }
+  const int64_t words = (l.depth + 63) / 64;
+  const uint64_t* planes = l.weight_planes.data() + panel * words * 2 * kColumns;
+  for (int64_t r = 0; r < t.rows; ++r) {
+    const uint64_t* row = t.planes + r * words * 2;
+    uint32_t negative[kColumns] = {};
+    for (int64_t i = 0; i < words; ++i) {
+      const uint64_t plus = row[2 * i], minus = row[2 * i + 1];
+      const uint64_t* w = planes + i * 2 * kColumns;
+      for (int c = 0; c < kColumns; ++c) {
+        negative[c] += static_cast<uint32_t>(__builtin_popcountll((plus & w[kColumns + c]) | (minus & w[c])));
+      }
+    }
+    for (int c = 0; c < kColumns; ++c) {
+      acc[r * kColumns + c] = static_cast<int32_t>(static_cast<uint32_t>(acc[r * kColumns + c]) + negative[c]);
+    }
+  }
+}
+
 /* Whether any lane is not zero. */
 LNS_INLINE bool any(vi x) {
 #if defined(__AVX512F__)
@@ -914,6 +991,7 @@ const Isa& LNS_JOIN(isa_, LNS_ISA_NAME)() {
   static const Isa isa = {
       LNS_ISA_ID,
       LNS_STRING(LNS_ISA_NAME),
+      {4 * V, 1, shifted},
       {kPanel, 1, expanded<kWrap>},
       {kPanel, 1, expanded<kSaturate>},
       {V, 1, expanded_bins},
@@ -932,6 +1010,7 @@ const Isa& LNS_JOIN(isa_, LNS_ISA_NAME)() {
       kHasLog8,
       kHasLog16,
       kBytes == 64,
+      kBytes != 32,
   };
   return isa;
 }
