@@ -169,5 +169,18 @@ def write_safetensors(
     from safetensors.numpy import save
 
     ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
-    data = save(ordered, metadata=dict(sorted(metadata.items())) if metadata else None)
-    write_bytes(path, data)
+    data = save(ordered, metadata=dict(metadata) if metadata else None)
+    write_bytes(path, _in_order(data))
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with the entries of its header's metadata sorted: the library writes them in any order."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    if "__metadata__" not in header:
+        return data
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    # the data that follow stay aligned
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]

@@ -276,7 +276,7 @@ def _output(fmt: LNSFormat, underflow: str) -> _Output:
 def _words(x: Any, fmt: LNSFormat, what: str) -> Words:
     """Words as an array of the format's dtype, contiguous."""
     # not ascontiguousarray, which gives a scalar an axis and leaves odd addresses
-    array = np.require(x, requirements=("C", "ALIGNED"))
+    array: Words = np.require(x, requirements=["C", "ALIGNED"])
     if array.dtype != fmt.dtype:
         raise BadTypeError(f"{what}: words of {fmt} are {fmt.dtype}, not {array.dtype}")
     return array
@@ -326,7 +326,7 @@ class NativeDot:
         self.shape = words.shape
         self.channels, self.depth = words.shape[0], int(np.prod(words.shape[1:]))
         if bias is not None:
-            bias = np.require(bias, dtype=np.int64, requirements=("C", "ALIGNED"))
+            bias = np.require(bias, dtype=np.int64, requirements=["C", "ALIGNED"])
             if bias.shape != (self.channels,):
                 raise BadValueError(f"a bias for {self.channels} output channels has shape {bias.shape}")
         accumulator = plan.datapath.accumulate
@@ -348,7 +348,7 @@ class NativeDot:
         keep: list[npt.NDArray[Any]] = [words]
 
         def pointer(array: npt.NDArray[Any]) -> int:
-            keep.append(np.require(array, requirements=("C", "ALIGNED")))
+            keep.append(np.require(array, requirements=["C", "ALIGNED"]))
             return int(keep[-1].ctypes.data)
 
         if isinstance(accumulator, LinearAccumulator):
@@ -392,7 +392,7 @@ class NativeDot:
         if a.ndim != 2 or a.shape[1] != self.depth:
             raise BadValueError(f"a product needs activations [M, {self.depth}], not {a.shape}")
         if any(stride % a.itemsize for stride in a.strides) or not a.flags.aligned:
-            a = np.require(a, requirements=("C", "ALIGNED"))
+            a = np.require(a, requirements=["C", "ALIGNED"])
         row, column = (stride // a.itemsize for stride in a.strides)
         result = np.empty((a.shape[0], self.channels), dtype=self.plan.output.dtype)
         found = _Counts()
@@ -455,7 +455,7 @@ def encode(x: npt.NDArray[np.float32], fmt: LNSFormat, offset: int, underflow: s
     Raises:
         BadValueError: NaN in `x`.
     """
-    x = np.require(x, dtype=np.float32, requirements=("C", "ALIGNED"))
+    x = np.require(x, dtype=np.float32, requirements=["C", "ALIGNED"])
     native = _format(fmt)
     if np.isnan(x).any():
         raise BadValueError("NaN has no LNS word")
@@ -544,7 +544,7 @@ def add(a: Words, b: Words, plan: AddPlan, counts: Counts | None = None) -> Word
     for x, fmt, what in ((a, plan.a, "first operand"), (b, plan.b, "second operand")):
         if x.dtype != fmt.dtype:
             raise BadTypeError(f"{what}: words of {fmt} are {fmt.dtype}, not {x.dtype}")
-    x, y = np.broadcast_arrays(*(np.require(v, requirements="ALIGNED") for v in (a, b)))
+    x, y = np.broadcast_arrays(*(np.require(v, requirements=["ALIGNED"]) for v in (a, b)))
     desc = _AddDesc(
         _adder(plan.accumulator, plan.output.gamma),
         _format(plan.a),
