@@ -81,11 +81,10 @@ void check(const lns_dot_desc& d) {
   need_range(d.bins, 1, 1 << 16, "bins");
   need(d.terms, "terms");
   need(d.constants, "constants");
-  const int64_t columns =
-      max_code(d.activation) * d.activation_widen + max_code(d.weight) * d.weight_widen + 1;
+  const int64_t columns = max_code(d.activation) * d.activation_widen + max_code(d.weight) * d.weight_widen + 1;
   if (d.term_columns != columns) {
-    fail(LNS_BAD_VALUE, "terms have %lld columns; code sums up to %lld need %lld", static_cast<long long>(d.term_columns),
-         static_cast<long long>(columns - 1), static_cast<long long>(columns));
+    fail(LNS_BAD_VALUE, "terms have %lld columns; code sums up to %lld need %lld",
+         static_cast<long long>(d.term_columns), static_cast<long long>(columns - 1), static_cast<long long>(columns));
   }
   product(d.bins, d.term_columns);
   if (d.threshold_count) need(d.thresholds, "thresholds");
@@ -171,7 +170,8 @@ Structure structure_of(const lns_dot_desc& d) {
     }
     s.base.resize(static_cast<size_t>(gamma));
     for (int64_t r = 0; r < gamma; ++r) {
-      s.base[static_cast<size_t>(r)] = static_cast<float>(std::exp2(static_cast<double>(r) / static_cast<double>(gamma)));
+      s.base[static_cast<size_t>(r)] =
+          static_cast<float>(std::exp2(static_cast<double>(r) / static_cast<double>(gamma)));
     }
     for (s.bits = 0; s.bits <= 23; ++s.bits) {
       if (agrees([&](int64_t r) { return static_cast<double>(rounded(s.base[static_cast<size_t>(r)], s.bits)); }) &&
@@ -237,9 +237,7 @@ std::vector<T> by_word(lns_format f, From from) {
   return made;
 }
 
-int64_t packed_size(const Layer& l) {
-  return product(product(l.groups * l.panels, l.depth), l.kernel.panel);
-}
+int64_t packed_size(const Layer& l) { return product(product(l.groups * l.panels, l.depth), l.kernel.panel); }
 
 void set_kernel(Layer& l, Kind kind, const Kernel& kernel, const char* name) {
   l.kind = kind;
@@ -252,7 +250,8 @@ void pack_fp32(Layer& l, const lns_dot_desc& d, const Structure& s) {
   const int64_t gamma = int64_t{1} << s.f;
   const int middle = static_cast<int>((max_code(d.activation) * d.activation_widen) >> s.f) / 2;
   const auto value = [&](int64_t code, bool minus, int exponent) {
-    const float x = std::ldexp(s.base[static_cast<size_t>(code & (gamma - 1))], static_cast<int>(code >> s.f) + exponent);
+    const float x =
+        std::ldexp(s.base[static_cast<size_t>(code & (gamma - 1))], static_cast<int>(code >> s.f) + exponent);
     return minus ? -x : x;
   };
   l.activation_size = 4;
@@ -287,9 +286,8 @@ void pack_mitchell(Layer& l, const lns_dot_desc& d, const Structure& s) {
     const uint32_t bits = (static_cast<uint32_t>(exponent) << 23) + (static_cast<uint32_t>(code * widen) << (23 - s.f));
     return static_cast<int32_t>(bits | (minus ? 0x80000000u : 0));
   };
-  l.activation_ints = by_word<int32_t>(d.activation, [&](uint32_t code, bool minus) {
-    return packed(code, minus, d.activation_widen, 64);
-  });
+  l.activation_ints = by_word<int32_t>(
+      d.activation, [&](uint32_t code, bool minus) { return packed(code, minus, d.activation_widen, 64); });
   pack_ints(l, d, by_word<int32_t>(d.weight, [&](uint32_t code, bool minus) {
               return packed(code, minus, d.weight_widen, 63 + s.exponent);
             }));
@@ -303,9 +301,8 @@ void pack_codes(Layer& l, const lns_dot_desc& d, const std::function<int32_t(int
     if (!code) return 0;
     return static_cast<int32_t>(static_cast<uint32_t>(code * widen + shift) | (minus ? 0x80000000u : 0));
   };
-  l.activation_ints = by_word<int32_t>(d.activation, [&](uint32_t code, bool minus) {
-    return packed(code, minus, d.activation_widen, w_max);
-  });
+  l.activation_ints = by_word<int32_t>(
+      d.activation, [&](uint32_t code, bool minus) { return packed(code, minus, d.activation_widen, w_max); });
   pack_ints(l, d, by_word<int32_t>(d.weight, [&](uint32_t code, bool minus) {
               return packed(code, minus, d.weight_widen, a_max);
             }));
@@ -324,7 +321,8 @@ void pack_general(Layer& l, const lns_dot_desc& d) {
   l.weight_longs.resize(static_cast<size_t>(product(d.channels, d.depth)));
   const Weights words{d};
   for (int64_t n = 0; n < d.channels; ++n) {
-    for (int64_t k = 0; k < d.depth; ++k) l.weight_longs[static_cast<size_t>(n * d.depth + k)] = weights[words.word(n, k)];
+    for (int64_t k = 0; k < d.depth; ++k)
+      l.weight_longs[static_cast<size_t>(n * d.depth + k)] = weights[words.word(n, k)];
   }
 }
 
@@ -332,6 +330,8 @@ void pack_general(Layer& l, const lns_dot_desc& d) {
 constexpr int64_t kExpandedRows = 192;
 /* Rows of a task, at most: their packed activations stay near. */
 constexpr int64_t kExpandedTile = 1024;
+/* Bytes of a task's packed activations, at most, unless they are of fewer rows than pay. */
+constexpr int64_t kExpandedBytes = 1 << 22;
 
 /* entry(P) is what a row of terms holds for a code sum. */
 void make_expanded(Layer& l, const lns_dot_desc& d, const Kernel& kernel, int64_t step,
@@ -455,14 +455,15 @@ void make_linear(Layer& l, const lns_dot_desc& d, const Isa& isa) {
   l.acc_size = 4;
   const auto start32 = [&] {
     if (d.bias) {
-      l.start32 = per_column<int32_t>(
-          l, 0, [&](int64_t n) { return static_cast<int32_t>(bias[static_cast<size_t>(n)]); });
+      l.start32 =
+          per_column<int32_t>(l, 0, [&](int64_t n) { return static_cast<int32_t>(bias[static_cast<size_t>(n)]); });
     }
   };
   /* wrapping sums may be left unfitted to the end if every width divides the integers they are kept in */
   const bool wraps = !saturate && d.psum_bits >= d.acc_bits;
   const bool wraps32 = wraps && d.acc_bits <= 32 && largest <= limit32;
-  const bool step32 = saturate && largest <= limit32 / d.lanes && limit + std::min(step_limit, largest * d.lanes) <= limit32;
+  const bool step32 =
+      saturate && largest <= limit32 / d.lanes && limit + std::min(step_limit, largest * d.lanes) <= limit32;
   const bool steps = d.lanes > 1 || largest > step_limit;
   l.limit = static_cast<int32_t>(std::min(limit, limit32));
   l.step_limit = static_cast<int32_t>(std::min(step_limit, limit32));
@@ -478,8 +479,9 @@ void make_linear(Layer& l, const lns_dot_desc& d, const Isa& isa) {
     }
     const int64_t a_top = (max_code(d.activation) * d.activation_widen) >> s.f;
     const int64_t w_top = (max_code(d.weight) * d.weight_widen) >> s.f;
-    const bool wide = wraps && !wraps32 && static_cast<double>(d.depth) * static_cast<double>(largest) +
-                                                   static_cast<double>(largest_bias) < 9.0e15;
+    const bool wide =
+        wraps && !wraps32 &&
+        static_cast<double>(d.depth) * static_cast<double>(largest) + static_cast<double>(largest_bias) < 9.0e15;
     if (s.found && s.mitchell && (wraps32 || step32) && a_top < 60 && w_top + s.exponent < 60 && s.exponent > -60) {
       if (saturate && steps) {
         set_kernel(l, Kind::mitchell, isa.mitchell_lanes, "mitchell-lanes");
@@ -497,8 +499,8 @@ void make_linear(Layer& l, const lns_dot_desc& d, const Isa& isa) {
         set_kernel(l, Kind::fp32_wide, isa.fp32_wide, "fp32-wide");
         l.acc_size = 8;
         if (d.bias) {
-          l.start64 = per_column<double>(
-              l, 0, [&](int64_t n) { return static_cast<double>(bias[static_cast<size_t>(n)]); });
+          l.start64 =
+              per_column<double>(l, 0, [&](int64_t n) { return static_cast<double>(bias[static_cast<size_t>(n)]); });
         }
       } else {
         if (saturate && steps) {
@@ -597,22 +599,24 @@ void make_log(Layer& l, const lns_dot_desc& d, const Isa& isa) {
   const int64_t minus = nonzero_length(d.delta_minus, d.delta_minus_count);
   const int64_t largest = (int64_t{1} << d.acc_bits) - 1;
   int64_t largest_delta = 0;
-  for (int64_t i = 0; i < plus; ++i) largest_delta = std::max<int64_t>(largest_delta, std::abs(int64_t{d.delta_plus[i]}));
+  for (int64_t i = 0; i < plus; ++i)
+    largest_delta = std::max<int64_t>(largest_delta, std::abs(int64_t{d.delta_plus[i]}));
   for (int64_t i = 1; i < minus; ++i) {
     largest_delta = std::max<int64_t>(largest_delta, std::abs(int64_t{d.delta_minus[i]}));
   }
   int64_t least_delta = 0;
   for (int64_t i = 0; i < plus; ++i) least_delta = std::min<int64_t>(least_delta, d.delta_plus[i]);
   for (int64_t i = 1; i < minus; ++i) least_delta = std::min<int64_t>(least_delta, d.delta_minus[i]);
-  if (least_delta < 0) fail(LNS_BAD_VALUE, "delta tables have no negative numbers; one is %lld", static_cast<long long>(least_delta));
+  if (least_delta < 0)
+    fail(LNS_BAD_VALUE, "delta tables have no negative numbers; one is %lld", static_cast<long long>(least_delta));
   const int64_t a_max = max_code(d.activation) * d.activation_widen, w_max = max_code(d.weight) * d.weight_widen;
   const auto code = [&](int64_t n) { return d.bias ? d.bias[n] & largest : 0; };
   const auto is_minus = [&](int64_t n) { return d.bias && (d.bias[n] >> d.acc_bits) != 0 && code(n) > 0; };
   l.guard_bits = d.guard_bits;
   const auto begin = [&] {
     if (!d.bias) return;
-    l.start_code = per_column<int32_t>(
-        l, no_code, [&](int64_t n) { return code(n) ? static_cast<int32_t>(code(n)) : no_code; });
+    l.start_code =
+        per_column<int32_t>(l, no_code, [&](int64_t n) { return code(n) ? static_cast<int32_t>(code(n)) : no_code; });
     l.start_minus = per_column<int32_t>(l, 0, [&](int64_t n) { return is_minus(n) ? -1 : 0; });
   };
   /* tables with a step have runs of equal entries: one of each run is kept */
@@ -696,7 +700,8 @@ void make_log(Layer& l, const lns_dot_desc& d, const Isa& isa) {
         l, d,
         [&](int64_t at, int64_t c, uint32_t word, int64_t channel) {
           const int64_t w = code_of(word, d.weight);
-          const int64_t shifted = std::min(std::max(w * d.weight_widen + d.entry_shift[channel], -kMaxDelta), kMaxDelta);
+          const int64_t shifted =
+              std::min(std::max(w * d.weight_widen + d.entry_shift[channel], -kMaxDelta), kMaxDelta);
           l.weight_shorts[2 * at * width + c] = static_cast<int16_t>(
               w ? std::min<int64_t>(std::max<int64_t>(shifted * (1 << guard), -INT16_MAX), INT16_MAX) : INT16_MIN);
           l.weight_shorts[(2 * at + 1) * width + c] = negative(word, d.weight) ? -1 : 0;
@@ -761,8 +766,8 @@ void run_log_general(const Tile& t) {
     const bool differ = ((x ^ y) & 1) != 0;
     const int64_t distance = big - small, at = std::min(distance, l.delta_size - 1);
     if (differ && distance == 0) return 0;
-    const int64_t total = differ ? big - l.terms[static_cast<size_t>(l.delta_size + at)]
-                                 : big + l.terms[static_cast<size_t>(at)];
+    const int64_t total =
+        differ ? big - l.terms[static_cast<size_t>(l.delta_size + at)] : big + l.terms[static_cast<size_t>(at)];
     return total < 1 ? 0 : 2 * std::min(total, largest) + sign;
   };
   std::vector<int64_t> level(static_cast<size_t>(l.lanes));
@@ -962,17 +967,51 @@ void pack_rows(const Layer& l, void* packed, Fill fill) {
 
 void compute(const Tile& t) {
   switch (t.layer->kind) {
-    case Kind::general: return run_general(t);
-    case Kind::log_general: return run_log_general(t);
-    default: return t.layer->kernel.run(t);
+    case Kind::general:
+      return run_general(t);
+    case Kind::log_general:
+      return run_log_general(t);
+    default:
+      return t.layer->kernel.run(t);
   }
 }
 
 /* All rows of all groups: fill(group, first row, rows, put) packs, store(group … ) takes words. */
+/* Which activations are positive and which negative, by bits: [rows, words of depth, 2]. In what shifted terms are
+ * packed as, the zero row comes first, then γ rows of either sign. */
+const uint64_t* sign_planes(const Layer& l, const uint32_t* packed, int64_t rows, int64_t blocks) {
+  static_assert(64 % shifted_depth == 0, "a word of bits holds whole blocks");
+  constexpr int64_t per_word = 64 / shifted_depth;
+  const int64_t words = (l.depth + 63) / 64;
+  auto* planes =
+      reinterpret_cast<uint64_t*>(Scratch::at_least(scratch.planes, std::max<int64_t>(rows * words * 16, 64)));
+  const auto last_plus = static_cast<uint32_t>(l.gamma * l.expanded.panel * 4);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < words; ++i) {
+      uint64_t plus = 0, minus = 0;
+      for (int64_t j = 0; j < std::min(per_word, blocks - i * per_word); ++j) {
+        const uint32_t* block = packed + ((i * per_word + j) * rows + r) * shifted_depth;
+        uint64_t some_plus = 0, some_minus = 0;
+        for (int64_t k = 0; k < shifted_depth; ++k) {
+          const uint32_t at = block[k] & 0xffff;
+          some_plus |= static_cast<uint64_t>(at != 0 && at <= last_plus) << k;
+          some_minus |= static_cast<uint64_t>(at > last_plus) << k;
+        }
+        plus |= some_plus << (j * shifted_depth);
+        minus |= some_minus << (j * shifted_depth);
+      }
+      planes[(r * words + i) * 2] = plus;
+      planes[(r * words + i) * 2 + 1] = minus;
+    }
+  }
+  return planes;
+}
+
 template <class Fill, class Store>
 void run_expanded(const Layer& l, int64_t rows, int threads, lns_counts* counts, Fill fill, Store store) {
   /* tasks of equal size, a few for each thread where there are enough rows */
-  const int64_t most = std::max<int64_t>(kExpandedRows, std::min(l.bins > 1 ? kExpandedTile / 4 : kExpandedTile, (rows + threads - 1) / threads));
+  const int64_t at_most = std::min(kExpandedTile / (l.bins > 1 ? 4 : 1), kExpandedBytes / (4 * (l.depth + 8)));
+  const int64_t most = std::max(kExpandedRows, std::min(at_most, (rows + threads - 1) / threads));
   const int64_t row_tiles = (rows + most - 1) / most, tile_rows = (rows + row_tiles - 1) / row_tiles;
   const int64_t depth_of_block = l.expanded_step; /* a power of two */
   const int block_shift = __builtin_ctzll(static_cast<uint64_t>(depth_of_block));
@@ -982,7 +1021,8 @@ void run_expanded(const Layer& l, int64_t rows, int threads, lns_counts* counts,
     const int64_t group = task % l.groups, first = task / l.groups * tile_rows;
     const int64_t real = std::min(tile_rows, rows - first);
     const int64_t size = l.shifts ? 4 : 2;
-    char* packed = Scratch::at_least(scratch.a, std::max<int64_t>(product(product(blocks, real), depth_of_block * size), 64));
+    const int64_t bytes = product(product(blocks, real), depth_of_block * size);
+    char* packed = Scratch::at_least(scratch.a, std::max<int64_t>(bytes, 64));
     std::array<bool, 256> seen{};
     bool* const met = seen.data();
     const auto pack_as = [&](auto* to, const auto& from_words) {
@@ -998,31 +1038,8 @@ void run_expanded(const Layer& l, int64_t rows, int threads, lns_counts* counts,
     };
     const uint64_t* planes = nullptr;
     if (l.shifts) {
-      auto* to = reinterpret_cast<uint32_t*>(packed);
-      pack_as(to, l.activation_shifts);
-      /* rows of a sign begin after the zero row, and γ further */
-      const int64_t words = (l.depth + 63) / 64, row = l.expanded.panel * 4;
-      auto* bits = reinterpret_cast<uint64_t*>(Scratch::at_least(scratch.planes, std::max<int64_t>(real * words * 16, 64)));
-      const uint32_t last_plus = static_cast<uint32_t>(l.gamma * row);
-      for (int64_t r = 0; r < real; ++r) {
-        for (int64_t i = 0; i < words; ++i) {
-          uint64_t plus = 0, minus = 0;
-          for (int64_t b = 64 * i >> block_shift; b < std::min(blocks, 64 * (i + 1) >> block_shift); ++b) {
-            const uint32_t* block = to + ((b * real + r) << block_shift);
-            uint64_t some_plus = 0, some_minus = 0;
-            for (int64_t k = 0; k < shifted_depth; ++k) {
-              const uint32_t at = block[k] & 0xffff;
-              some_minus |= static_cast<uint64_t>(at > last_plus) << k;
-              some_plus |= static_cast<uint64_t>(at != 0 && at <= last_plus) << k;
-            }
-            plus |= some_plus << ((b << block_shift) % 64);
-            minus |= some_minus << ((b << block_shift) % 64);
-          }
-          bits[(r * words + i) * 2] = plus;
-          bits[(r * words + i) * 2 + 1] = minus;
-        }
-      }
-      planes = bits;
+      pack_as(reinterpret_cast<uint32_t*>(packed), l.activation_shifts);
+      planes = sign_planes(l, reinterpret_cast<const uint32_t*>(packed), real, blocks);
     } else {
       pack_as(reinterpret_cast<uint16_t*>(packed), l.activation_rows);
     }
@@ -1036,24 +1053,21 @@ void run_expanded(const Layer& l, int64_t rows, int threads, lns_counts* counts,
     auto* acc = Scratch::at_least(scratch.acc, product(product(real, l.expanded.panel), l.bins) * 4);
     lns_counts found = {0, 0, 0, 0};
     for (int64_t p = 0; p < l.expanded_panels; ++p) {
-      const Tile t = {&l, group, p, p + 1, real, packed, acc, std::min(least, largest), largest, planes, l.expanded.panel};
+      const Tile t = {&l,     group,           p, p + 1, real, packed, acc, std::min(least, largest), largest,
+                      planes, l.expanded.panel};
       l.expanded.run(t);
       finish(t, real, found, [&](int64_t r, int64_t channel, uint32_t word) { store(first + r, channel, word); });
     }
-    if (counts) {
-      std::lock_guard<std::mutex> lock(mutex);
-      counts->total += found.total;
-      counts->saturated += found.saturated;
-      counts->flushed += found.flushed;
-      counts->saturated_negative += found.saturated_negative;
-    }
+    add_to(counts, found, mutex);
   });
 }
 
 template <class Fill, class Store>
 void run_rows(const Layer& l, int64_t rows, int threads, lns_counts* counts, Fill fill, Store store) {
   if (rows == 0 || l.columns == 0) return;
-  if (l.expands && rows >= kExpandedRows && l.depth < (1 << 20)) {
+  /* with fewer rows than that for every other thread, tiles of few rows keep all threads busy */
+  if (l.expands && rows * l.groups >= kExpandedRows * ((threads + 1) / 2) && rows >= kExpandedRows &&
+      l.depth < (1 << 20)) {
     return run_expanded(l, rows, threads, counts, fill, store);
   }
   const int step = l.kernel.row_step;
@@ -1087,13 +1101,7 @@ void run_rows(const Layer& l, int64_t rows, int threads, lns_counts* counts, Fil
       compute(t);
       finish(t, real, found, [&](int64_t r, int64_t channel, uint32_t word) { store(first + r, channel, word); });
     }
-    if (counts) {
-      std::lock_guard<std::mutex> lock(mutex);
-      counts->total += found.total;
-      counts->saturated += found.saturated;
-      counts->flushed += found.flushed;
-      counts->saturated_negative += found.saturated_negative;
-    }
+    add_to(counts, found, mutex);
   });
 }
 
@@ -1143,8 +1151,7 @@ void run_convolution(const Layer& l, const Geometry& g, const Word* x, int64_t b
       [&](int64_t group, int64_t first, int64_t count, auto put) {
         for (int64_t r = 0; r < count; ++r) {
           const int64_t row = first + r, position = row % g.positions;
-          const int64_t at[3] = {position / (g.out[1] * g.out[2]), position / g.out[2] % g.out[1],
-                                 position % g.out[2]};
+          const int64_t at[3] = {position / (g.out[1] * g.out[2]), position / g.out[2] % g.out[1], position % g.out[2]};
           int64_t corner[3];
           bool inside = true;
           for (size_t j = 0; j < 3; ++j) {
@@ -1165,7 +1172,8 @@ void run_convolution(const Layer& l, const Geometry& g, const Word* x, int64_t b
               valid = valid && where >= 0 && where < g.size[j];
             }
             const int64_t from = base + taps[static_cast<size_t>(i)];
-            for (int64_t c = 0; c < g.channels; ++c) put(r, c * g.taps + i, valid ? image[from + c * g.plane] & mask : 0);
+            for (int64_t c = 0; c < g.channels; ++c)
+              put(r, c * g.taps + i, valid ? image[from + c * g.plane] & mask : 0);
           }
         }
       },
@@ -1222,7 +1230,8 @@ int32_t lns_dot_run(const lns_dot* dot, const void* activations, int64_t rows, i
   return guarded(error, [&] {
     need(dot, "dot");
     const Layer& l = dot->layer;
-    if (l.groups != 1) fail(LNS_BAD_VALUE, "a layer with %lld groups is a convolution", static_cast<long long>(l.groups));
+    if (l.groups != 1)
+      fail(LNS_BAD_VALUE, "a layer with %lld groups is a convolution", static_cast<long long>(l.groups));
     need_range(rows, 0, int64_t{1} << 40, "rows");
     if (product(rows, l.depth)) need(activations, "activations");
     if (product(rows, l.columns)) need(output, "output");

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <string>
 #include <utility>
@@ -157,7 +158,7 @@ struct Tile {
   int64_t first_panel, last_panel; /* columns, in panels of the kernel's width */
   int64_t rows;                    /* a multiple of Kernel::row_step */
   const void* a; /* packed activations [rows, depth]; expanded: [blocks of depth, rows, depth of a block] */
-  void* acc;                       /* [rows, columns of these panels], of Layer::acc_size bytes */
+  void* acc;     /* [rows, columns of these panels], of Layer::acc_size bytes */
   int64_t least_code = 0, largest_code = 0; /* expanded: codes that occur in `a`, but for zero */
   const uint64_t* planes = nullptr;         /* shifted: [rows, words of depth, positive and negative] bits of `a` */
   int panel = 0;                            /* columns of a panel */
@@ -173,8 +174,8 @@ struct Kernel {
 struct Isa {
   int32_t id;
   const char* name;
-  Kernel shifted, expanded_wrap, expanded_saturate, expanded_bins, fp32_wrap, fp32_saturate, fp32_lanes, fp32_wide, mitchell_wrap, mitchell_saturate, mitchell_lanes, gather,
-      bins, log8, log16, log32;
+  Kernel shifted, expanded_wrap, expanded_saturate, expanded_bins, fp32_wrap, fp32_saturate, fp32_lanes, fp32_wide,
+      mitchell_wrap, mitchell_saturate, mitchell_lanes, gather, bins, log8, log16, log32;
   bool has_log8, has_log16;
   bool prefers_expanded, prefers_shifted; /* even where products can be computed */
 };
@@ -212,10 +213,10 @@ struct Layer {
   std::vector<uint16_t> activation_rows; /* by word: where its terms begin, in bytes */
   /* shifted: terms of an octave are those of the highest one, shifted */
   bool shifts = false;
-  int64_t gamma;                             /* codes of an octave */
-  std::vector<uint32_t> activation_shifts;   /* by word: where its terms begin, and by how much they are shifted */
-  Buffer<uint64_t> weight_planes;            /* [group][panel][words of depth][positive and negative][panel width] */
-  Buffer<int16_t> weight_codes;         /* [group][panel][depth][panel width], signed */
+  int64_t gamma;                           /* codes of an octave */
+  std::vector<uint32_t> activation_shifts; /* by word: where its terms begin, and by how much they are shifted */
+  Buffer<uint64_t> weight_planes;          /* [group][panel][words of depth][positive and negative][panel width] */
+  Buffer<int16_t> weight_codes;            /* [group][panel][depth][panel width], signed */
   std::vector<int32_t> expanded_start;
   Buffer<int32_t> term_stream; /* terms by code sum, then zeros; zeros alone from zero_stream on */
   int64_t zero_stream;
@@ -249,7 +250,7 @@ struct Layer {
   int delta_shift;
   int8_t delta8[2][64];
   int16_t delta16[2][64];
-  int32_t largest; /* Λ */
+  int32_t largest;                 /* Λ */
   std::vector<int32_t> start_code; /* log: codes, no_code for zero; negative is in start_minus */
   std::vector<int32_t> start_minus;
   /* general: terms [bins, columns], the bin of each column (-1: none, -2: several), weights as activation_longs */
@@ -276,6 +277,9 @@ constexpr int32_t no_code = -(1 << 29);
 /* Run body(i) for i in 0 … count − 1, on at most `threads` threads, the caller among them. The first failure of any
  * is thrown again here. */
 void parallel(int64_t count, int threads, const std::function<void(int64_t)>& body);
+
+/* Counts of a task joined to those of the call, if it wants any. */
+void add_to(lns_counts* counts, const lns_counts& found, std::mutex& mutex);
 
 const Isa& current_isa();
 

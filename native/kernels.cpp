@@ -270,7 +270,8 @@ void expanded(const Tile& t) {
 
 /* Where terms of one octave are those of the next, shifted (truncation composes): the terms of the highest octave are
  * laid out, γ rows for each sign, and a product is a load and a shift. Negative ones are one's complements, whose
- * arithmetic shift is that of the magnitude but for −1: how many there were is counted by bits, and added at the end. */
+ * arithmetic shift is that of the magnitude but for −1: how many there were is counted by bits, and added at the end.
+ */
 LNS_INLINE void expand_octave(const Tile& t, const int16_t* codes, int32_t* rows) {
   constexpr int kColumns = 4 * V;
   const Layer& l = *t.layer;
@@ -458,10 +459,14 @@ void expanded_bins_of(const Tile& t) {
 
 void expanded_bins(const Tile& t) {
   switch (t.layer->bins) {
-    case 2: return expanded_bins_of<2>(t);
-    case 4: return expanded_bins_of<4>(t);
-    case 8: return expanded_bins_of<8>(t);
-    default: return expanded_bins_of<16>(t);
+    case 2:
+      return expanded_bins_of<2>(t);
+    case 4:
+      return expanded_bins_of<4>(t);
+    case 8:
+      return expanded_bins_of<8>(t);
+    default:
+      return expanded_bins_of<16>(t);
   }
 }
 
@@ -508,7 +513,8 @@ void fp32_wide(const Tile& t) {
         for (int j = 0; j < 4; ++j) sum[i][j] = *(const vd*)(out + i * columns + j * (V / 2));
       }
       for (int64_t k = 0; k < l.depth; ++k) {
-        const vf w0 = *(const vf*)(w + (p * l.depth + k) * kPanel), w1 = *(const vf*)(w + (p * l.depth + k) * kPanel + V);
+        const vf w0 = *(const vf*)(w + (p * l.depth + k) * kPanel),
+                 w1 = *(const vf*)(w + (p * l.depth + k) * kPanel + V);
 #pragma GCC unroll 8
         for (int i = 0; i < kRows; ++i) {
           const float x = a[(r + i) * l.depth + k];
@@ -568,8 +574,8 @@ void gather_terms(const Tile& t) {
         for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
           for (int j = 0; j < 2; ++j) {
-            sum[i][j] = l.saturate ? clamp(add(sum[i][j], clamp(step[i][j], step_limit)), limit)
-                                   : add(sum[i][j], step[i][j]);
+            sum[i][j] =
+                l.saturate ? clamp(add(sum[i][j], clamp(step[i][j], step_limit)), limit) : add(sum[i][j], step[i][j]);
           }
         }
       }
@@ -594,7 +600,8 @@ void bins_of(const Tile& t) {
     const int32_t* panel = w + p * l.depth * V;
     for (int64_t r = 0; r < t.rows; ++r) {
       vi sum[kBins] = {};
-      if (!l.start32.empty()) sum[0] = *(const vi_anywhere*)(l.start32.data() + (t.group * l.panels + t.first_panel + p) * V);
+      if (!l.start32.empty())
+        sum[0] = *(const vi_anywhere*)(l.start32.data() + (t.group * l.panels + t.first_panel + p) * V);
       const int32_t* row = a + r * l.depth;
       for (int64_t k = 0; k < l.depth; ++k) {
         const vi both = add(all(row[k]), *(const vi*)(panel + k * V));
@@ -617,11 +624,16 @@ void bins_of(const Tile& t) {
 
 void bins(const Tile& t) {
   switch (t.layer->bins) {
-    case 1: return bins_of<1>(t);
-    case 2: return bins_of<2>(t);
-    case 4: return bins_of<4>(t);
-    case 8: return bins_of<8>(t);
-    default: return bins_of<16>(t);
+    case 1:
+      return bins_of<1>(t);
+    case 2:
+      return bins_of<2>(t);
+    case 4:
+      return bins_of<4>(t);
+    case 8:
+      return bins_of<8>(t);
+    default:
+      return bins_of<16>(t);
   }
 }
 
@@ -638,8 +650,11 @@ struct Adder {
   vi end, size, largest;
   int shift;
   explicit Adder(const Layer& l)
-      : delta(l.delta.data()), end(all(static_cast<int32_t>(l.delta_size - 1))),
-        size(all(static_cast<int32_t>(l.delta_size))), largest(all(l.largest)), shift(l.delta_shift) {}
+      : delta(l.delta.data()),
+        end(all(static_cast<int32_t>(l.delta_size - 1))),
+        size(all(static_cast<int32_t>(l.delta_size))),
+        largest(all(l.largest)),
+        shift(l.delta_shift) {}
   LNS_INLINE Signed operator()(Signed x, Signed y) const {
     const vi big = most(x.code, y.code), small = least(x.code, y.code);
     const vi distance = big - small, differ = x.sign ^ y.sign;
@@ -724,7 +739,8 @@ struct Bytes {
   __m512i plus, minus, limit;
   const __m512i zero = _mm512_set1_epi8(-128);
   explicit Bytes(const Layer& l)
-      : plus(_mm512_loadu_si512(l.delta8[0])), minus(_mm512_loadu_si512(l.delta8[1])),
+      : plus(_mm512_loadu_si512(l.delta8[0])),
+        minus(_mm512_loadu_si512(l.delta8[1])),
         limit(_mm512_set1_epi8(static_cast<char>(l.largest))) {}
   LNS_INLINE void step(__m512i& code, __m512i& sign, __m512i a, __m512i a_sign, const int8_t* w,
                        const int8_t* w_sign) const {
@@ -833,10 +849,14 @@ void log8(const Tile& t) {
 #else
   switch ((t.layer->delta_size + 15) / 16) {
     case 0:
-    case 1: return log8_with(t, Bytes<1>(*t.layer));
-    case 2: return log8_with(t, Bytes<2>(*t.layer));
-    case 3: return log8_with(t, Bytes<3>(*t.layer));
-    default: return log8_with(t, Bytes<4>(*t.layer));
+    case 1:
+      return log8_with(t, Bytes<1>(*t.layer));
+    case 2:
+      return log8_with(t, Bytes<2>(*t.layer));
+    case 3:
+      return log8_with(t, Bytes<3>(*t.layer));
+    default:
+      return log8_with(t, Bytes<4>(*t.layer));
   }
 #endif
 }
@@ -914,10 +934,10 @@ struct Words {
     for (int s = 0; s < kSegments; ++s) {
       const Vector low = _mm256_adds_epu8(_mm256_sub_epi8(index, all(static_cast<int16_t>(16 * s))), all(112));
       const Vector high = _mm256_or_si256(_mm256_slli_epi16(low, 8), all(128));
-      same = _mm256_or_si256(same, _mm256_or_si256(_mm256_shuffle_epi8(plus[s][0], low),
-                                                   _mm256_shuffle_epi8(plus[s][1], high)));
-      other = _mm256_or_si256(other, _mm256_or_si256(_mm256_shuffle_epi8(minus[s][0], low),
-                                                     _mm256_shuffle_epi8(minus[s][1], high)));
+      same = _mm256_or_si256(
+          same, _mm256_or_si256(_mm256_shuffle_epi8(plus[s][0], low), _mm256_shuffle_epi8(plus[s][1], high)));
+      other = _mm256_or_si256(
+          other, _mm256_or_si256(_mm256_shuffle_epi8(minus[s][0], low), _mm256_shuffle_epi8(minus[s][1], high)));
     }
     const Vector total = _mm256_min_epi16(_mm256_adds_epi16(big, _mm256_blendv_epi8(same, other, differ)), largest);
     const Vector cancel = _mm256_and_si256(_mm256_cmpeq_epi16(distance, none), differ);
@@ -966,9 +986,12 @@ void log16(const Tile& t) {
 #else
   switch ((t.layer->delta_size + 15) / 16) {
     case 0:
-    case 1: return log16_with(t, Words<1>(*t.layer));
-    case 2: return log16_with(t, Words<2>(*t.layer));
-    default: return log16_with(t, Words<4>(*t.layer));
+    case 1:
+      return log16_with(t, Words<1>(*t.layer));
+    case 2:
+      return log16_with(t, Words<2>(*t.layer));
+    default:
+      return log16_with(t, Words<4>(*t.layer));
   }
 #endif
 }

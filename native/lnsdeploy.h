@@ -27,7 +27,7 @@ extern "C" {
 
 enum lns_status {
   LNS_OK = 0,
-  LNS_BAD_VALUE = 1,   /* an argument is out of its range, shapes do not fit */
+  LNS_BAD_VALUE = 1, /* an argument is out of its range, shapes do not fit */
   LNS_NO_MEMORY = 2,
   LNS_UNSUPPORTED = 3, /* meaningful, but beyond this library's integers */
   LNS_INTERNAL = 4,
@@ -76,21 +76,21 @@ typedef struct lns_dot_desc {
   lns_format activation, weight;
   int64_t activation_widen, weight_widen; /* spec 3.2; >= 1 */
   lns_output output;
-  int64_t groups;   /* of a convolution; 1 for a matrix product */
-  int64_t channels; /* output channels of all groups, a multiple of groups */
-  int64_t depth;    /* K, of one group */
+  int64_t groups;           /* of a convolution; 1 for a matrix product */
+  int64_t channels;         /* output channels of all groups, a multiple of groups */
+  int64_t depth;            /* K, of one group */
   const void* weight_words; /* [channels, depth], contiguous, uint8 or uint16 by weight.bits */
 
   int32_t lanes;    /* 1 to 1024 */
   int32_t acc_bits; /* linear: 2 to 62; log: 1 to 40 */
 
   /* linear accumulation */
-  int32_t psum_bits;      /* 2 to 62 */
-  int32_t saturate;       /* 0 or 1 */
-  const void* terms;      /* [bins, term_columns]: aligned magnitude by bin and code sum (spec 4.1 to 4.3) */
-  int32_t terms_are_64;   /* int64 rather than int32 */
-  int64_t bins;           /* >= 1 */
-  int64_t term_columns;   /* the largest code sum + 1, exactly */
+  int32_t psum_bits;         /* 2 to 62 */
+  int32_t saturate;          /* 0 or 1 */
+  const void* terms;         /* [bins, term_columns]: aligned magnitude by bin and code sum (spec 4.1 to 4.3) */
+  int32_t terms_are_64;      /* int64 rather than int32 */
+  int64_t bins;              /* >= 1 */
+  int64_t term_columns;      /* the largest code sum + 1, exactly */
   const int64_t* constants;  /* [bins] (spec 4.6) */
   const int64_t* thresholds; /* sorted, >= 1 (spec 4.6) */
   int64_t threshold_count;
@@ -116,8 +116,7 @@ LNS_API const char* lns_dot_kernel(const lns_dot* dot);
 /* words [rows, channels] from activations [rows, depth] (groups = 1).
  * Strides are in elements; the output is contiguous. threads >= 1. */
 LNS_API int32_t lns_dot_run(const lns_dot* dot, const void* activations, int64_t rows, int64_t row_stride,
-                            int64_t column_stride, void* output, int32_t threads, lns_counts* counts,
-                            lns_error* error);
+                            int64_t column_stride, void* output, int32_t threads, lns_counts* counts, lns_error* error);
 
 /* Geometry of windows: always three spatial axes, leading ones for fewer. */
 typedef struct lns_window {
@@ -189,8 +188,8 @@ typedef struct lns_average_desc {
   int64_t input_shift, code_shift;
   int32_t lanes;
   lns_output output;
-  const int64_t* log_counts;    /* round(gamma_acc * log2 n), [log_count_shape] */
-  int64_t log_count_shape[3];   /* each 1 or the output's size */
+  const int64_t* log_counts;  /* round(gamma_acc * log2 n), [log_count_shape] */
+  int64_t log_count_shape[3]; /* each 1 or the output's size */
 } lns_average_desc;
 LNS_API int32_t lns_average_pool(const lns_average_desc* desc, const void* x, int64_t outer, const int64_t* size,
                                  const lns_window* window, void* y, int32_t threads, lns_counts* counts,

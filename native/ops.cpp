@@ -43,15 +43,6 @@ void blocks(int64_t count, int threads, int64_t size, const std::function<void(i
 }
 constexpr int64_t kBlock = 1 << 14;
 
-void add_to(lns_counts* counts, const lns_counts& found, std::mutex& mutex) {
-  if (!counts) return;
-  std::lock_guard<std::mutex> lock(mutex);
-  counts->total += found.total;
-  counts->saturated += found.saturated;
-  counts->flushed += found.flushed;
-  counts->saturated_negative += found.saturated_negative;
-}
-
 /* A word for every word: a table is filled once and read for each element. */
 template <class Map>
 void map_words(const void* x, int64_t count, lns_format from, void* y, int bytes_out, int threads, Map map) {
@@ -128,8 +119,9 @@ class Adder {
   Coded enter(uint32_t word, lns_format f, int64_t shift) const {
     const int64_t code = code_of(word, f), shifted = code + shift;
     if (code == 0 || shifted < 1) return {0, false};
-    const int64_t scaled = shifted > largest >> guard ? std::min<__int128>(static_cast<__int128>(shifted) << guard, largest)
-                                                      : shifted << guard;
+    const int64_t scaled = shifted > largest >> guard
+                               ? std::min<__int128>(static_cast<__int128>(shifted) << guard, largest)
+                               : shifted << guard;
     return {scaled, negative(word, f)};
   }
   /* spec 5.2, 5.3 */
@@ -281,9 +273,8 @@ int32_t lns_clip(const void* x, int64_t count, lns_format format, int64_t low, i
            static_cast<long long>(low), static_cast<long long>(high), static_cast<long long>(least),
            static_cast<long long>(most));
     }
-    map_words(x, count, format, y, bytes_of(format), threads, [&](uint32_t w) {
-      return word_of(std::min(std::max<int64_t>(key_of(w, format), low), high), format);
-    });
+    map_words(x, count, format, y, bytes_of(format), threads,
+              [&](uint32_t w) { return word_of(std::min(std::max<int64_t>(key_of(w, format), low), high), format); });
   });
 }
 
@@ -397,7 +388,8 @@ int32_t lns_add(const lns_add_desc* desc, int32_t rank, const int64_t* shape, co
     };
     const auto a_entries = entries(d.a, d.a_shift), b_entries = entries(d.b, d.b_shift);
     const int a_bytes = bytes_of(d.a), b_bytes = bytes_of(d.b);
-    const auto a_mask = static_cast<uint32_t>(a_entries.size() - 1), b_mask = static_cast<uint32_t>(b_entries.size() - 1);
+    const auto a_mask = static_cast<uint32_t>(a_entries.size() - 1),
+               b_mask = static_cast<uint32_t>(b_entries.size() - 1);
     std::mutex mutex;
     blocks(count, threads, kBlock, [&](int64_t first, int64_t last) {
       lns_counts found = {last - first, 0, 0, 0};
@@ -411,8 +403,8 @@ int32_t lns_add(const lns_add_desc* desc, int32_t rank, const int64_t* shape, co
         i_b += at[axis] * b_strides[j];
       }
       for (int64_t i = first; i < last; ++i) {
-        const Coded sum = adder.add(a_entries[load_word(a, a_bytes, i_a) & a_mask],
-                                    b_entries[load_word(b, b_bytes, i_b) & b_mask]);
+        const Coded sum =
+            adder.add(a_entries[load_word(a, a_bytes, i_a) & a_mask], b_entries[load_word(b, b_bytes, i_b) & b_mask]);
         const bool zero = sum.code == 0;
         out.store(y, i, out.word(adder.leave(sum.code) + d.code_shift, sum.minus && !zero, zero, found));
         for (int j = rank - 1; j >= 0; --j) {
@@ -461,39 +453,39 @@ int32_t lns_average_pool(const lns_average_desc* desc, const void* x, int64_t ou
     const auto mask = static_cast<uint32_t>(entries.size() - 1);
     const int bytes = bytes_of(d.input);
     std::mutex mutex;
-    for_windows(
-        *window, outer, size, sizes, threads,
-        [&](int64_t position, const std::vector<int64_t>& index, int64_t plane, int64_t positions) {
-          const int64_t at[3] = {position / (sizes[1] * sizes[2]), position / sizes[2] % sizes[1], position % sizes[2]};
-          int64_t which = 0;
-          for (size_t j = 0; j < 3; ++j) {
-            which = which * d.log_count_shape[j] + (d.log_count_shape[j] == 1 ? 0 : at[j]);
-          }
-          const int64_t divisor = d.log_counts[which];
-          check_shift(divisor, "an entry of log_counts");
-          lns_counts found = {outer, 0, 0, 0};
-          std::vector<Coded> level(static_cast<size_t>(d.lanes));
-          for (int64_t o = 0; o < outer; ++o) {
-            Coded sum = {0, false};
-            for (size_t first = 0; first < index.size(); first += static_cast<size_t>(d.lanes)) {
-              size_t count = std::min(index.size() - first, static_cast<size_t>(d.lanes));
-              for (size_t j = 0; j < count; ++j) {
-                const int64_t i = index[first + j];
-                level[j] = i < 0 ? Coded{0, false} : entries[load_word(x, bytes, o * plane + i) & mask];
-              }
-              while (count > 1) { /* spec 5.4 */
-                for (size_t j = 0; j < count / 2; ++j) level[j] = adder.add(level[2 * j], level[2 * j + 1]);
-                if (count % 2) level[count / 2] = level[count - 1];
-                count = (count + 1) / 2;
-              }
-              sum = adder.add(sum, level[0]);
-            }
-            const int64_t average = sum.code - divisor;
-            const bool zero = sum.code == 0 || average < 1;
-            out.store(y, o * positions + position,
-                      out.word(adder.leave(average) + d.code_shift, sum.minus && !zero, zero, found));
-          }
-          add_to(counts, found, mutex);
-        });
+    for_windows(*window, outer, size, sizes, threads,
+                [&](int64_t position, const std::vector<int64_t>& index, int64_t plane, int64_t positions) {
+                  const int64_t at[3] = {position / (sizes[1] * sizes[2]), position / sizes[2] % sizes[1],
+                                         position % sizes[2]};
+                  int64_t which = 0;
+                  for (size_t j = 0; j < 3; ++j) {
+                    which = which * d.log_count_shape[j] + (d.log_count_shape[j] == 1 ? 0 : at[j]);
+                  }
+                  const int64_t divisor = d.log_counts[which];
+                  check_shift(divisor, "an entry of log_counts");
+                  lns_counts found = {outer, 0, 0, 0};
+                  std::vector<Coded> level(static_cast<size_t>(d.lanes));
+                  for (int64_t o = 0; o < outer; ++o) {
+                    Coded sum = {0, false};
+                    for (size_t first = 0; first < index.size(); first += static_cast<size_t>(d.lanes)) {
+                      size_t count = std::min(index.size() - first, static_cast<size_t>(d.lanes));
+                      for (size_t j = 0; j < count; ++j) {
+                        const int64_t i = index[first + j];
+                        level[j] = i < 0 ? Coded{0, false} : entries[load_word(x, bytes, o * plane + i) & mask];
+                      }
+                      while (count > 1) { /* spec 5.4 */
+                        for (size_t j = 0; j < count / 2; ++j) level[j] = adder.add(level[2 * j], level[2 * j + 1]);
+                        if (count % 2) level[count / 2] = level[count - 1];
+                        count = (count + 1) / 2;
+                      }
+                      sum = adder.add(sum, level[0]);
+                    }
+                    const int64_t average = sum.code - divisor;
+                    const bool zero = sum.code == 0 || average < 1;
+                    out.store(y, o * positions + position,
+                              out.word(adder.leave(average) + d.code_shift, sum.minus && !zero, zero, found));
+                  }
+                  add_to(counts, found, mutex);
+                });
   });
 }

@@ -47,9 +47,9 @@ struct Failure {
   throw Failure{ort::code_invalid_argument, text};
 }
 
-constexpr int64_t max_size = int64_t{1} << 46; /* of a tensor, in elements: more than any machine holds */
-constexpr int64_t max_axis = INT32_MAX;        /* of a spatial axis, and of what describes windows over one */
-constexpr int64_t max_shift = int64_t{1} << 52; /* in codes; scaled by 2^8 and added to a code it fits 64 bits */
+constexpr int64_t max_size = int64_t{1} << 46;   /* of a tensor, in elements: more than any machine holds */
+constexpr int64_t max_axis = INT32_MAX;          /* of a spatial axis, and of what describes windows over one */
+constexpr int64_t max_shift = int64_t{1} << 52;  /* in codes; scaled by 2^8 and added to a code it fits 64 bits */
 constexpr int64_t max_offset = int64_t{1} << 36; /* likewise, scaled by 2^24 */
 constexpr int64_t max_widen = int64_t{1} << 24;
 
@@ -399,7 +399,7 @@ struct AdderAttributes {
       : acc_bits(static_cast<int32_t>(node.integer("acc_bits", 1, 26))),
         guard_bits(static_cast<int32_t>(node.integer("guard_bits", 0, 8))) {}
   lns_adder with(const Deltas& deltas) const {
-    return {acc_bits, guard_bits, deltas.plus.as<int32_t>(), deltas.plus.count, deltas.minus.as<int32_t>(),
+    return {acc_bits,          guard_bits, deltas.plus.as<int32_t>(), deltas.plus.count, deltas.minus.as<int32_t>(),
             deltas.minus.count};
   }
 };
@@ -479,8 +479,8 @@ class Dot : public Kernel {
  private:
   static const std::vector<const char*>& names() {
     static const std::vector<const char*> linear{"W", "bias", "terms", "constants", "thresholds", "code_shift"};
-    static const std::vector<const char*> logarithmic{"W",           "bias",       "delta_plus", "delta_minus",
-                                                      "entry_shift", "code_shift"};
+    static const std::vector<const char*> logarithmic{"W",           "bias",        "delta_plus",
+                                                      "delta_minus", "entry_shift", "code_shift"};
     return log ? logarithmic : linear;
   }
 
@@ -596,8 +596,8 @@ class Dot : public Kernel {
     const Tensor y = run.output(windows_shape(x, layer.weight[0], out), type_of(desc_.output.format));
     if (y.count == 0) return;
     Checked checked;
-    checked(lns_conv_run(layer.dot.get(), &window_, x.data, x.shape[0], size, y.data, threads, nullptr,
-                         checked.error()));
+    checked(
+        lns_conv_run(layer.dot.get(), &window_, x.data, x.shape[0], size, y.data, threads, nullptr, checked.error()));
   }
 
   lns_dot_desc desc_{};

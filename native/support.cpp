@@ -32,6 +32,15 @@ int32_t report(lns_error* error, int32_t status, const char* message) noexcept {
   return status;
 }
 
+void add_to(lns_counts* counts, const lns_counts& found, std::mutex& mutex) {
+  if (!counts) return;
+  std::lock_guard<std::mutex> lock(mutex);
+  counts->total += found.total;
+  counts->saturated += found.saturated;
+  counts->flushed += found.flushed;
+  counts->saturated_negative += found.saturated_negative;
+}
+
 int64_t product(int64_t a, int64_t b) {
   int64_t result;
   if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &result) || result > INT64_MAX / 64) {
@@ -47,8 +56,10 @@ void check_format(lns_format f, const char* what) {
 }
 
 Output::Output(lns_output o)
-    : max_code(lns::max_code(o.format)), least(o.underflow_min ? 1 : 0),
-      sign_bit(o.format.is_signed ? 1u << (o.format.bits - 1) : 0), bytes(bytes_of(o.format)) {
+    : max_code(lns::max_code(o.format)),
+      least(o.underflow_min ? 1 : 0),
+      sign_bit(o.format.is_signed ? 1u << (o.format.bits - 1) : 0),
+      bytes(bytes_of(o.format)) {
   check_format(o.format, "output");
   if (o.underflow_min != 0 && o.underflow_min != 1) {
     fail(LNS_BAD_VALUE, "underflow must be 0 or 1, not %d", o.underflow_min);
@@ -56,7 +67,8 @@ Output::Output(lns_output o)
 }
 
 void RawCode::build(const int64_t* thresholds, int64_t count) {
-  if (count < 0 || count > (1 << 28)) fail(LNS_BAD_VALUE, "thresholds: %lld are too many", static_cast<long long>(count));
+  if (count < 0 || count > (1 << 28))
+    fail(LNS_BAD_VALUE, "thresholds: %lld are too many", static_cast<long long>(count));
   thresholds_.resize(static_cast<size_t>(count) + 1);
   for (int64_t i = 0; i < count; ++i) {
     if (thresholds[i] < 1 || (i && thresholds[i] < thresholds[i - 1])) {
@@ -186,7 +198,8 @@ namespace {
 
 const Isa* isa_of(int32_t id) {
   switch (id) {
-    case LNS_ISA_PORTABLE: return &isa_portable();
+    case LNS_ISA_PORTABLE:
+      return &isa_portable();
 #ifdef LNS_HAVE_AVX2
     case LNS_ISA_AVX2:
       if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
@@ -205,9 +218,11 @@ const Isa* isa_of(int32_t id) {
       return nullptr;
 #endif
 #ifdef LNS_HAVE_NEON
-    case LNS_ISA_NEON: return &isa_neon();
+    case LNS_ISA_NEON:
+      return &isa_neon();
 #endif
-    default: return nullptr;
+    default:
+      return nullptr;
   }
 }
 
