@@ -65,13 +65,15 @@ def _first_line(error: Exception) -> str:
 def _session(data: bytes, what: str, with_native: bool = False) -> Any:
     runtime = _runtime()
     options = runtime.SessionOptions()
-    if with_native:
-        register(options)
     # warnings about unused initializers and the like are not for users of lnsdeploy
     options.log_severity_level = 4
-    threads = os.environ.get("LNSDEPLOY_THREADS")
-    if threads:
-        options.intra_op_num_threads = int(threads)
+    threads = os.environ.get(native.THREADS_VARIABLE)
+    if with_native:
+        register(options)
+        # the library has threads of its own, which those of ONNX Runtime, waiting busily, would only hinder
+        options.intra_op_num_threads = 1
+    elif threads:
+        options.intra_op_num_threads = native.threads()
     try:
         return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # as above
