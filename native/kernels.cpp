@@ -731,11 +731,14 @@ void log32(const Tile& t) { return t.layer->delta_shift ? log32_with<true>(t) : 
 /* Bytes: codes up to 127, Δ in registers. A zero is −128, so that its distance to any code has the top bit set, for
  * which no table has an entry. */
 #if defined(__AVX512VBMI__) || defined(__AVX2__)
-typedef int8_t vb __attribute__((vector_size(kBytes), may_alias));
 
 #if defined(__AVX512VBMI__)
 using Mask = __mmask64;
 struct Bytes {
+  using Vector = __m512i;
+  static LNS_INLINE Vector all(int8_t x) { return _mm512_set1_epi8(x); }
+  static LNS_INLINE Vector load(const int8_t* x) { return _mm512_loadu_si512(x); }
+  static LNS_INLINE void store(int8_t* to, Vector x) { _mm512_storeu_si512(to, x); }
   __m512i plus, minus, limit;
   const __m512i zero = _mm512_set1_epi8(-128);
   explicit Bytes(const Layer& l)
@@ -761,6 +764,10 @@ struct Bytes {
 #else
 template <int kSegments>
 struct Bytes {
+  using Vector = __m256i;
+  static LNS_INLINE Vector all(int8_t x) { return _mm256_set1_epi8(x); }
+  static LNS_INLINE Vector load(const int8_t* x) { return _mm256_loadu_si256((const __m256i*)x); }
+  static LNS_INLINE void store(int8_t* to, Vector x) { _mm256_storeu_si256((__m256i*)to, x); }
   __m256i plus[kSegments], minus[kSegments], limit;
   explicit Bytes(const Layer& l) : limit(_mm256_set1_epi8(static_cast<char>(l.largest))) {
     for (int s = 0; s < kSegments; ++s) {
@@ -796,48 +803,40 @@ struct Bytes {
 template <class Step>
 void log8_with(const Tile& t, const Step& step) {
   const Layer& l = *t.layer;
-  constexpr int kRows = 2;
   auto* acc = static_cast<int8_t*>(t.acc);
   const int64_t panels = t.last_panel - t.first_panel;
-  const auto* a = static_cast<const int16_t*>(t.a);
+  const auto* a = static_cast<const int8_t*>(t.a);
   for (int64_t p = 0; p < panels; ++p) {
-    const int64_t at = (t.group * l.panels + t.first_panel + p);
+    const int64_t at = t.group * l.panels + t.first_panel + p;
     const int8_t* w = l.weight_bytes.data() + at * l.depth * kBytes;
     const int8_t* w_sign = l.weight_signs.data() + at * l.depth * kBytes;
-    for (int64_t r = 0; r < t.rows; r += kRows) {
-      vb code[kRows], sign[kRows];
-      for (int i = 0; i < kRows; ++i) {
-        for (int c = 0; c < kBytes; ++c) {
-          const int32_t start = l.start_code.empty() ? no_code : l.start_code[at * kBytes + c];
-          code[i][c] = static_cast<int8_t>(start == no_code ? -128 : start);
-          sign[i][c] = static_cast<int8_t>(l.start_code.empty() ? 0 : l.start_minus[at * kBytes + c]);
+    int8_t start[2][kBytes];
+    for (int c = 0; c < kBytes; ++c) {
+      const int32_t code = l.start_code.empty() ? no_code : l.start_code[static_cast<size_t>(at * kBytes + c)];
+      start[0][c] = static_cast<int8_t>(code == no_code ? INT8_MIN : code);
+      start[1][c] = static_cast<int8_t>(l.start_code.empty() ? 0 : l.start_minus[static_cast<size_t>(at * kBytes + c)]);
+    }
+    for (int64_t r = 0; r < t.rows; r += kChains) {
+      typename Step::Vector code[kChains], sign[kChains];
+      const int8_t* row[kChains];
+#pragma GCC unroll 4
+      for (int i = 0; i < kChains; ++i) {
+        code[i] = Step::load(start[0]);
+        sign[i] = Step::load(start[1]);
+        row[i] = a + (r + i) * l.depth * 2;
+      }
+      for (int64_t k = 0; k < l.depth; ++k) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kChains; ++i) {
+          step.step(code[i], sign[i], Step::all(row[i][2 * k]), Step::all(row[i][2 * k + 1]), w + k * kBytes,
+                    w_sign + k * kBytes);
         }
       }
-      const int16_t* row = a + r * l.depth;
-#if defined(__AVX512VBMI__)
-      __m512i c0 = (__m512i)code[0], s0 = (__m512i)sign[0], c1 = (__m512i)code[1], s1 = (__m512i)sign[1];
-      for (int64_t k = 0; k < l.depth; ++k) {
-        const int16_t x = row[k], y = row[l.depth + k];
-        step.step(c0, s0, _mm512_set1_epi8(static_cast<char>(x)), _mm512_set1_epi8(static_cast<char>(x >> 8)),
-                  w + k * kBytes, w_sign + k * kBytes);
-        step.step(c1, s1, _mm512_set1_epi8(static_cast<char>(y)), _mm512_set1_epi8(static_cast<char>(y >> 8)),
-                  w + k * kBytes, w_sign + k * kBytes);
-      }
-#else
-      __m256i c0 = (__m256i)code[0], s0 = (__m256i)sign[0], c1 = (__m256i)code[1], s1 = (__m256i)sign[1];
-      for (int64_t k = 0; k < l.depth; ++k) {
-        const int16_t x = row[k], y = row[l.depth + k];
-        step.step(c0, s0, _mm256_set1_epi8(static_cast<char>(x)), _mm256_set1_epi8(static_cast<char>(x >> 8)),
-                  w + k * kBytes, w_sign + k * kBytes);
-        step.step(c1, s1, _mm256_set1_epi8(static_cast<char>(y)), _mm256_set1_epi8(static_cast<char>(y >> 8)),
-                  w + k * kBytes, w_sign + k * kBytes);
-      }
-#endif
-      code[0] = (vb)c0, sign[0] = (vb)s0, code[1] = (vb)c1, sign[1] = (vb)s1;
-      for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kChains; ++i) {
         int8_t* out = acc + ((r + i) * panels + p) * 2 * kBytes;
-        *(vb*)out = code[i];
-        *(vb*)(out + kBytes) = sign[i];
+        Step::store(out, code[i]);
+        Step::store(out + kBytes, sign[i]);
       }
     }
   }
@@ -964,18 +963,27 @@ void log16_with(const Tile& t, const Step& step) {
       start[1][c] =
           static_cast<int16_t>(l.start_code.empty() ? 0 : l.start_minus[static_cast<size_t>(at * kLanes16 + c)]);
     }
-    for (int64_t r = 0; r < t.rows; r += 2) {
-      const int16_t *x = a + r * l.depth * 2, *y = x + l.depth * 2;
-      auto c0 = Step::load(start[0]), s0 = Step::load(start[1]), c1 = c0, s1 = s0;
-      for (int64_t k = 0; k < l.depth; ++k) {
-        const int16_t* weight = w + k * 2 * kLanes16;
-        step.step(c0, s0, Step::all(x[2 * k]), Step::all(x[2 * k + 1]), weight);
-        step.step(c1, s1, Step::all(y[2 * k]), Step::all(y[2 * k + 1]), weight);
+    for (int64_t r = 0; r < t.rows; r += kChains) {
+      typename Step::Vector code[kChains], sign[kChains];
+      const int16_t* row[kChains];
+#pragma GCC unroll 4
+      for (int i = 0; i < kChains; ++i) {
+        code[i] = Step::load(start[0]);
+        sign[i] = Step::load(start[1]);
+        row[i] = a + (r + i) * l.depth * 2;
       }
-      int16_t* out = acc + (r * panels + p) * 2 * kLanes16;
-      Step::store(out, c0), Step::store(out + kLanes16, s0);
-      out += panels * 2 * kLanes16;
-      Step::store(out, c1), Step::store(out + kLanes16, s1);
+      for (int64_t k = 0; k < l.depth; ++k) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kChains; ++i) {
+          step.step(code[i], sign[i], Step::all(row[i][2 * k]), Step::all(row[i][2 * k + 1]), w + k * 2 * kLanes16);
+        }
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kChains; ++i) {
+        int16_t* out = acc + ((r + i) * panels + p) * 2 * kLanes16;
+        Step::store(out, code[i]);
+        Step::store(out + kLanes16, sign[i]);
+      }
     }
   }
 }
@@ -1027,8 +1035,8 @@ const Isa& LNS_JOIN(isa_, LNS_ISA_NAME)() {
       {kPanel, kSlow, linear<Mitchell, kLanes, kSlow>},
       {kPanel, 2, gather_terms},
       {V, 1, bins},
-      {kBytes, 2, log8},
-      {kBytes / 2, 2, log16},
+      {kBytes, kChains, log8},
+      {kBytes / 2, kChains, log16},
       {V, kChains, log32},
       kHasLog8,
       kHasLog16,
