@@ -200,18 +200,14 @@ const Isa* isa_of(int32_t id) {
   switch (id) {
     case LNS_ISA_PORTABLE:
       return &isa_portable();
+/* the whole levels that the compiler was told, and that the system saves the registers */
 #ifdef LNS_HAVE_AVX2
     case LNS_ISA_AVX2:
-      if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
-        return &isa_avx2();
-      }
-      return nullptr;
+      return __builtin_cpu_supports("x86-64-v3") ? &isa_avx2() : nullptr;
 #endif
 #ifdef LNS_HAVE_AVX512
     case LNS_ISA_AVX512:
-      if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+      if (__builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512vbmi") &&
           __builtin_cpu_supports("avx512vpopcntdq")) {
         return &isa_avx512();
       }
