@@ -1,5 +1,6 @@
 /* Errors, threads, the choice of instruction set, and what words and codes have in common. */
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <cstring>
@@ -123,6 +124,7 @@ class Pool {
     }
     wake_.notify_all();
     take();
+    spin([&] { return running_.load(std::memory_order_acquire) == 0; });
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [this] { return running_ == 0; });
     body_ = nullptr;
@@ -130,6 +132,21 @@ class Pool {
   }
 
  private:
+  /* Wait for a moment without giving up the processor. */
+  template <class Ready>
+  static void spin(Ready ready) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
+    while (!ready() && std::chrono::steady_clock::now() < until) {
+      for (int i = 0; i < 32 && !ready(); ++i) pause();
+    }
+  }
+
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+
   void take() {
     try {
       for (int64_t i = next_++; i < count_; i = next_++) (*body_)(i);
@@ -144,6 +161,10 @@ class Pool {
     uint64_t seen = 0;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
+      /* layers follow each other closely: a thread that sleeps wakes late */
+      lock.unlock();
+      spin([&] { return generation_.load(std::memory_order_acquire) != seen; });
+      lock.lock();
       wake_.wait(lock, [&] { return generation_ != seen; });
       seen = generation_;
       if (id >= wanted_) continue;
@@ -156,8 +177,9 @@ class Pool {
 
   std::mutex job_mutex_, mutex_;
   std::condition_variable wake_, done_;
-  int workers_ = 0, wanted_ = 0, running_ = 0;
-  uint64_t generation_ = 0;
+  int workers_ = 0, wanted_ = 0;
+  std::atomic<int> running_{0};
+  std::atomic<uint64_t> generation_{0};
   const std::function<void(int64_t)>* body_ = nullptr;
   std::atomic<int64_t> next_{0};
   int64_t count_ = 0;
