@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "internal.h"
 
@@ -182,20 +183,39 @@ void linear(const Tile& t) {
 
 /* ---- linear accumulation: terms laid out ------------------------------------------------------------------- */
 
+/* Where lane l of the lower and the upper vector of a butterfly comes from, of both. */
+constexpr int butterfly(int bit, bool upper, int l) {
+  return (l & bit) ? V + (upper ? l : l ^ bit) : (upper ? l ^ bit : l);
+}
+
+/* Clang has the one builtin only, and GCC before 12 the other. */
+#if defined(__clang__)
+template <int kBit, bool kUpper, int... l>
+LNS_INLINE vi exchanged(vi a, vi b, std::integer_sequence<int, l...>) {
+  return __builtin_shufflevector(a, b, butterfly(kBit, kUpper, l)...);
+}
+template <int kBit, bool kUpper>
+LNS_INLINE vi exchanged(vi a, vi b) {
+  return exchanged<kBit, kUpper>(a, b, std::make_integer_sequence<int, V>());
+}
+#else
+template <int kBit, bool kUpper>
+LNS_INLINE vi exchanged(vi a, vi b) {
+  vi from;
+  for (int l = 0; l < V; ++l) from[l] = butterfly(kBit, kUpper, l);
+  return __builtin_shuffle(a, b, from);
+}
+#endif
+
 /* A matrix of V by V, in place: butterflies over one bit of the index at a time. */
 template <int kBit>
 LNS_INLINE void transpose_bit(vi* m) {
-  vi low, high;
-  for (int l = 0; l < V; ++l) {
-    low[l] = (l & kBit) ? V + (l ^ kBit) : l;
-    high[l] = (l & kBit) ? V + l : (l ^ kBit);
-  }
 #pragma GCC unroll 16
   for (int i = 0; i < V; ++i) {
     if (i & kBit) continue;
     const vi a = m[i], b = m[i | kBit];
-    m[i] = __builtin_shuffle(a, b, low);
-    m[i | kBit] = __builtin_shuffle(a, b, high);
+    m[i] = exchanged<kBit, false>(a, b);
+    m[i | kBit] = exchanged<kBit, true>(a, b);
   }
 }
 
@@ -862,6 +882,20 @@ void log8(const Tile& t) {
 constexpr bool kHasLog8 = true;
 
 /* 16-bit lanes: codes up to 32767, at most 64 steps of Δ, in registers. A zero is −32768. */
+#if defined(__AVX512BW__) || defined(__AVX2__)
+/* Δ where two codes can be that far apart. Further lie only the distances to a zero, where a long table would still
+ * have entries. */
+struct Reachable {
+  int16_t delta[2][64];
+  explicit Reachable(const Layer& l) {
+    for (int i = 0; i < 64; ++i) {
+      const bool reached = (i << l.delta_shift) <= INT16_MAX;
+      for (int j = 0; j < 2; ++j) delta[j][i] = reached ? l.delta16[j][i] : int16_t{0};
+    }
+  }
+};
+#endif
+
 #if defined(__AVX512BW__)
 struct Words {
   using Vector = __m512i;
@@ -869,9 +903,10 @@ struct Words {
   __m128i shift;
   explicit Words(const Layer& l)
       : largest(_mm512_set1_epi16(static_cast<int16_t>(l.largest))), shift(_mm_cvtsi32_si128(l.delta_shift)) {
+    const Reachable table(l);
     for (int i = 0; i < 2; ++i) {
-      plus[i] = _mm512_loadu_si512(l.delta16[0] + 32 * i);
-      minus[i] = _mm512_loadu_si512(l.delta16[1] + 32 * i);
+      plus[i] = _mm512_loadu_si512(table.delta[0] + 32 * i);
+      minus[i] = _mm512_loadu_si512(table.delta[1] + 32 * i);
     }
   }
   static LNS_INLINE Vector all(int16_t x) { return _mm512_set1_epi16(x); }
@@ -904,11 +939,12 @@ struct Words {
   __m128i shift;
   explicit Words(const Layer& l)
       : largest(_mm256_set1_epi16(static_cast<int16_t>(l.largest))), shift(_mm_cvtsi32_si128(l.delta_shift)) {
+    const Reachable table(l);
     for (int s = 0; s < kSegments; ++s) {
       for (int high = 0; high < 2; ++high) {
         alignas(16) int8_t bytes[2][16];
         for (int i = 0; i < 16; ++i) {
-          for (int j = 0; j < 2; ++j) bytes[j][i] = static_cast<int8_t>(l.delta16[j][16 * s + i] >> (8 * high));
+          for (int j = 0; j < 2; ++j) bytes[j][i] = static_cast<int8_t>(table.delta[j][16 * s + i] >> (8 * high));
         }
         plus[s][high] = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)bytes[0]));
         minus[s][high] = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)bytes[1]));

@@ -11,6 +11,9 @@
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
+#if defined(LNS_HAVE_AVX2) || defined(LNS_HAVE_AVX512)
+#include <cpuid.h>
+#endif
 
 #include "internal.h"
 
@@ -218,22 +221,40 @@ void parallel(int64_t count, int threads, const std::function<void(int64_t)>& bo
 
 namespace {
 
+/* Whole levels of x86-64, as the compiler was told. Compilers that know them by name here are newer than those that
+ * compile for them, and so are the names of some features. "avx2" and "avx512f" say too that the system saves the
+ * registers. */
+#if defined(LNS_HAVE_AVX2) || defined(LNS_HAVE_AVX512)
+bool x86_64_v3() {
+  constexpr unsigned basic = 1u << 13 /* cmpxchg16b */ | 1u << 22 /* movbe */ | 1u << 23 /* popcnt */ |
+                             1u << 27 /* osxsave */ | 1u << 29 /* f16c */;
+  constexpr unsigned extended = 1u << 0 /* lahf */ | 1u << 5 /* lzcnt */;
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & basic) == basic && __get_cpuid(0x80000001, &a, &b, &c, &d) &&
+         (c & extended) == extended && __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("avx2") &&
+         __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+}
+#endif
+#if defined(LNS_HAVE_AVX512)
+bool x86_64_v4() {
+  return x86_64_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 const Isa* isa_of(int32_t id) {
   switch (id) {
     case LNS_ISA_PORTABLE:
       return &isa_portable();
-/* the whole levels that the compiler was told, and that the system saves the registers */
 #ifdef LNS_HAVE_AVX2
     case LNS_ISA_AVX2:
-      return __builtin_cpu_supports("x86-64-v3") ? &isa_avx2() : nullptr;
+      return x86_64_v3() ? &isa_avx2() : nullptr;
 #endif
 #ifdef LNS_HAVE_AVX512
     case LNS_ISA_AVX512:
-      if (__builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512vbmi") &&
-          __builtin_cpu_supports("avx512vpopcntdq")) {
-        return &isa_avx512();
-      }
-      return nullptr;
+      return x86_64_v4() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vpopcntdq")
+                 ? &isa_avx512()
+                 : nullptr;
 #endif
 #ifdef LNS_HAVE_NEON
     case LNS_ISA_NEON:
