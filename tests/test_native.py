@@ -87,27 +87,32 @@ KERNELS: dict[str, tuple[LNSFormat, Accumulator]] = {
     "mitchell-lanes": (BYTE, LinearAccumulator(22, lanes=4)),
     "gather-wrap": (BYTE, LinearAccumulator(30, table_bits=3, overflow="wrap", shift="round")),
     "gather-saturate": (BYTE, LinearAccumulator(24, table_bits=2)),
-    "gather-saturate, lanes": (BYTE, LinearAccumulator(24, table_bits=3, lanes=3, shift="round")),
+    "gather-lanes": (BYTE, LinearAccumulator(24, table_bits=3, lanes=3, shift="round")),
     "gather-wrap, 16 bits": (WORD, LinearAccumulator(32, table_bits=4, overflow="wrap")),
     "bins-saturate": (BYTE, LinearAccumulator(24, conversion="bin", table_bits=3)),
     "bins-wrap": (BYTE, LinearAccumulator(20, conversion="bin", table_bits=2, overflow="wrap")),
     "bins-saturate, two": (BYTE, LinearAccumulator(18, conversion="bin", table_bits=1)),
     "general": (BYTE, LinearAccumulator(50, table_bits=2)),
     "general, psum": (BYTE, LinearAccumulator(24, table_bits=3, overflow="wrap", psum_bits=12, lanes=2)),
-    "general, bins": (BYTE, LinearAccumulator(24, conversion="bin", table_bits=3, lanes=4)),
+    "bins-saturate, sixteen": (LNSFormat(8, 16), LinearAccumulator(20, conversion="bin", table_bits=4)),
+    "bins-saturate, 16 bits": (WORD, LinearAccumulator(24, conversion="bin", table_bits=3)),
+    "bins-lanes": (BYTE, LinearAccumulator(24, conversion="bin", table_bits=3, lanes=4)),
+    "bins-lanes, psum": (BYTE, LinearAccumulator(20, conversion="bin", table_bits=2, lanes=40, psum_bits=16)),
+    "general, bins": (BYTE, LinearAccumulator(24, conversion="bin", table_bits=3, lanes=4, overflow="wrap", psum_bits=20)),
     "log8": (BYTE, LogAccumulator(7)),
     "log8, five bits": (BYTE, LogAccumulator(5, delta=Mitchell())),
     "log16": (WORD, LogAccumulator(15, delta=Table(20, 512))),
     "log16, middle": (WORD, LogAccumulator(15, delta=Table(40, 256, "middle"))),
     "log16, max": (WORD, LogAccumulator(15, delta=Max())),
     "log16, guard": (BYTE, LogAccumulator(11, 1, delta=Table(12, 4))),
-    "log32": (WORD, LogAccumulator(15)),
-    "log32, stepped": (WORD, LogAccumulator(15, delta=Table(1024, 16))),
-    "log32, guard": (BYTE, LogAccumulator(12, 3)),
+    "log16-gather": (WORD, LogAccumulator(15)),
+    "log16-gather, stepped": (WORD, LogAccumulator(15, delta=Table(1024, 16))),
+    "log16-gather, guard": (BYTE, LogAccumulator(12, 3)),
+    "log32": (WORD, LogAccumulator(16, 1)),
     "log32, lanes": (BYTE, LogAccumulator(10, 1, lanes=7)),
     "log-general": (BYTE, LogAccumulator(33, delta=Exact())),
 }
-ON_VECTORS = {"log8", "log16"}
+ON_VECTORS = {"log8", "log16", "log16-gather"}
 
 
 @pytest.mark.parametrize("rows", [37, 260])
@@ -152,7 +157,7 @@ def test_saturation_at_every_step(isa: str, name: str, rows: int) -> None:
         same(plan, a, w, rng.integers(-(1 << 22), 1 << 22, 9))
 
 
-@pytest.mark.parametrize("name", ["log8", "log16, guard", "log32, guard", "log32, lanes", "fp32-wrap", "bins-saturate"])
+@pytest.mark.parametrize("name", ["log8", "log16, guard", "log16-gather, guard", "log32, lanes", "fp32-wrap", "bins-saturate"])
 def test_cancellation_and_zeros(isa: str, name: str) -> None:
     """spec 5.2: equal codes of different signs, zeros between them, sums of exactly zero."""
     fmt, accumulate = KERNELS[name]
