@@ -13,6 +13,8 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 CMAKE ?= $(or $(shell command -v cmake),$(BIN)/cmake)
 
 SANITIZE ?= address,undefined
+# Kernels of AVX-512 are tested on machines without it too: there, their instructions are emulated.
+EMULATE_AVX512 ?= $(if $(shell grep -m 1 -o avx512vbmi /proc/cpuinfo 2>/dev/null),OFF,ON)
 SANITIZE_TESTS ?= tests/conformance tests/test_native.py -k "cpu or kernel or named or saturation or cancel or strides or sums or encode"
 FUZZED ?= 10000
 # An interpreter with the wheel to be tested, lnsdeploy[all], pytest and hypothesis; by default one is made.
@@ -85,7 +87,7 @@ smoke: $(if $(filter build/smoke/%,$(SMOKE_PYTHON)),build/smoke/.installed)  ## 
 	"$$python" -m pytest -q -m smoke -p no:cacheprovider $$tests
 
 sanitize: $(CMAKE)  ## Build the native library with sanitizers into build/sanitize/.
-	$(CMAKE) -S . -B build/sanitize -DLNS_SANITIZE=$(SANITIZE)
+	$(CMAKE) -S . -B build/sanitize -DLNS_SANITIZE=$(SANITIZE) -DLNS_EMULATE_AVX512=$(EMULATE_AVX512)
 	$(CMAKE) --build build/sanitize --parallel $(JOBS)
 
 # Python is not sanitized, so the runtime must come first; libstdc++ with it, or exceptions are not intercepted.

@@ -1039,7 +1039,7 @@ void finish(const Tile& t, int64_t rows, lns_counts& counts, Store store) {
 
 /* Memory that a thread keeps from tile to tile. */
 struct Scratch {
-  Buffer<char> a, acc, planes, sums;
+  Buffer<char> a, acc, planes, sums, terms;
   static char* at_least(Buffer<char>& buffer, int64_t size) {
     if (buffer.size() < size) buffer.resize(size);
     return buffer.data();
@@ -1167,10 +1167,15 @@ void run_expanded(const Layer& l, int64_t rows, int threads, lns_counts* counts,
       largest = std::max(largest, code);
     }
     auto* acc = Scratch::at_least(scratch.acc, product(real, l.expanded.panel) * 4);
+    auto* terms = reinterpret_cast<int32_t*>(Scratch::at_least(scratch.terms, terms_bytes));
     lns_counts found = {0, 0, 0, 0};
     for (int64_t p = 0; p < l.expanded_panels; ++p) {
-      const Tile t = {
-          &l, group, p, p + 1, real, packed, acc, std::min(least, largest), largest, planes, l.expanded.panel, nullptr};
+      Tile t = {&l, group, p, p + 1, real, packed, acc};
+      t.least_code = std::min(least, largest);
+      t.largest_code = largest;
+      t.planes = planes;
+      t.panel = l.expanded.panel;
+      t.terms = terms;
       l.expanded.run(t);
       finish(t, real, found, [&](const int32_t* words, int64_t r, int64_t height, int64_t channel, int64_t columns) {
         store(words, first + r, height, channel, columns);
@@ -1222,7 +1227,9 @@ void run_rows(const Layer& l, int64_t rows, int threads, lns_counts* counts, Fil
     const int64_t begin = l.panels * share / shares, end = l.panels * (share + 1) / shares;
     lns_counts found = {0, 0, 0, 0};
     for (int64_t p = begin; p < end; p += chunk) {
-      const Tile t = {&l, group, p, std::min(p + chunk, end), padded, a, acc, 0, 0, nullptr, l.kernel.panel, row_sums};
+      Tile t = {&l, group, p, std::min(p + chunk, end), padded, a, acc};
+      t.panel = l.kernel.panel;
+      t.row_sums = row_sums;
       compute(t);
       finish(t, real, found, [&](const int32_t* words, int64_t r, int64_t height, int64_t channel, int64_t columns) {
         store(words, first + r, height, channel, columns);

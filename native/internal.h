@@ -165,6 +165,7 @@ struct Tile {
   int64_t least_code = 0, largest_code = 0; /* expanded: codes that occur in `a`, but for zero */
   const uint64_t* planes = nullptr;         /* shifted: [rows, words of depth, positive and negative] bits of `a` */
   int panel = 0;                            /* columns of a panel */
+  int32_t* terms = nullptr;                 /* expanded: memory for the terms of a block, terms_bytes */
   const float* row_sums = nullptr;          /* bounded: [rows, blocks of bound_depth] sums of what bounds activations */
 };
 
@@ -285,6 +286,8 @@ struct Layer {
 
 /* Expanded terms: codes 0 … 127 and, 128 further, the same with the other sign. */
 constexpr int64_t expanded_codes = 128;
+/* Memory for the terms of a block of expanded or shifted weights, whatever the instruction set. */
+constexpr int64_t terms_bytes = int64_t{1} << 17;
 /* Depth of a block of expanded weights. */
 constexpr int64_t expanded_depth = 4;
 /* Columns of a panel of bins, whatever the instruction set. */

@@ -8,8 +8,16 @@
 
 #include "internal.h"
 
-#if defined(__x86_64__)
+#if defined(LNS_EMULATE_AVX512)
+#include "avx512_emulated.h"
+#define LNS_AVX512
+#elif defined(__x86_64__)
 #include <immintrin.h>
+#if defined(__AVX512VBMI__)
+#define LNS_AVX512
+#elif defined(__AVX2__)
+#define LNS_AVX2
+#endif
 #endif
 
 /* Vectors of other sizes than the machine's are passed to functions that are always inlined only. */
@@ -27,9 +35,9 @@
 namespace lns {
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(LNS_AVX512)
 constexpr int kBytes = 64;
-#elif defined(__AVX2__)
+#elif defined(LNS_AVX2)
 constexpr int kBytes = 32;
 #else
 constexpr int kBytes = 16;
@@ -53,9 +61,9 @@ LNS_INLINE vi most(vi a, vi b) { return a > b ? a : b; }
 LNS_INLINE vi clamp(vi x, vi limit) { return most(least(x, limit), -limit); }
 
 LNS_INLINE vi gather(const int32_t* table, vi index) {
-#if defined(__AVX512F__)
+#if defined(LNS_AVX512)
   return (vi)_mm512_i32gather_epi32((__m512i)index, table, 4);
-#elif defined(__AVX2__)
+#elif defined(LNS_AVX2)
   return (vi)_mm256_i32gather_epi32(table, (__m256i)index, 4);
 #else
   vi found;
@@ -66,9 +74,9 @@ LNS_INLINE vi gather(const int32_t* table, vi index) {
 
 /* Whether any lane is not zero. */
 LNS_INLINE bool any(vi x) {
-#if defined(__AVX512F__)
+#if defined(LNS_AVX512)
   return _mm512_test_epi32_mask((__m512i)x, (__m512i)x) != 0;
-#elif defined(__AVX2__)
+#elif defined(LNS_AVX2)
   return !_mm256_testz_si256((__m256i)x, (__m256i)x);
 #else
   int32_t found = 0;
@@ -334,8 +342,8 @@ void expanded(const Tile& t) {
   const Layer& l = *t.layer;
   auto* acc = static_cast<int32_t*>(t.acc);
   begin(t, acc, l.expanded_start, kPanel, l.expanded_panels);
-  alignas(64) static thread_local int32_t storage[kStep * kRow];
-  int32_t* const rows = storage;
+  static_assert(kStep * kRow * sizeof(int32_t) <= terms_bytes, "the terms of a block fit");
+  int32_t* const rows = t.terms;
   const auto* a = static_cast<const uint16_t*>(t.a);
   const int16_t* codes = l.weight_codes.data() + (t.group * l.expanded_panels + t.first_panel) * l.depth * kPanel;
   const vi limit = all(l.limit);
@@ -393,8 +401,8 @@ void shifted(const Tile& t) {
   const Layer& l = *t.layer;
   auto* acc = static_cast<int32_t*>(t.acc);
   begin(t, acc, l.expanded_start, kColumns, l.expanded_panels);
-  alignas(64) static thread_local int32_t storage[kStep * kRow];
-  int32_t* const rows = storage;
+  static_assert(kStep * kRow * sizeof(int32_t) <= terms_bytes, "the terms of a block fit");
+  int32_t* const rows = t.terms;
   const auto* a = static_cast<const uint32_t*>(t.a);
   const int64_t panel = t.group * l.expanded_panels + t.first_panel;
   const int16_t* codes = l.weight_codes.data() + panel * l.depth * kColumns;
@@ -440,9 +448,9 @@ void shifted(const Tile& t) {
 
 /* Terms too large for 32 bits, summed in float64 as integers below 2^53. */
 LNS_INLINE vf truncated(vf x) {
-#if defined(__AVX512F__)
+#if defined(LNS_AVX512)
   return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
-#elif defined(__AVX2__)
+#elif defined(LNS_AVX2)
   return (vf)_mm256_round_ps((__m256)x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
 #else
   vf whole;
@@ -727,9 +735,9 @@ void log32(const Tile& t) { return t.layer->delta_shift ? log32_with<true>(t) : 
 
 /* Bytes: codes up to 127, Δ in registers. A zero is −128, so that its distance to any code has the top bit set, for
  * which no table has an entry. */
-#if defined(__AVX512VBMI__) || defined(__AVX2__)
+#if defined(LNS_AVX512) || defined(LNS_AVX2)
 
-#if defined(__AVX512VBMI__)
+#if defined(LNS_AVX512)
 struct Bytes {
   using Vector = __m512i;
   /* an activation fills 32 bits, which are spread by a load alone */
@@ -841,7 +849,7 @@ void log8_with(const Tile& t, const Step& step) {
 }
 
 void log8(const Tile& t) {
-#if defined(__AVX512VBMI__)
+#if defined(LNS_AVX512)
   log8_with(t, Bytes(*t.layer));
 #else
   switch ((t.layer->delta_size + 15) / 16) {
@@ -861,7 +869,7 @@ constexpr bool kHasLog8 = true;
 
 /* 16-bit lanes: codes up to 32767. A zero is −32768. Its distance to a code is above 32767 as an unsigned number, and
  * there no table has an entry (see make_log). */
-#if defined(__AVX512BW__)
+#if defined(LNS_AVX512)
 /* Δ of at most 64 steps, in registers. */
 struct InRegisters {
   __m512i plus[2], minus[2];
@@ -874,8 +882,8 @@ struct InRegisters {
   }
   LNS_INLINE __m512i operator()(__m512i distance, __mmask32 differ) const {
     const __m512i index = _mm512_min_epu16(_mm512_srl_epi16(distance, shift), _mm512_set1_epi16(63));
-    return _mm512_mask_permutex2var_epi16(_mm512_permutex2var_epi16(plus[0], index, plus[1]), differ, index,
-                                          _mm512_permutex2var_epi16(minus[0], index, minus[1]));
+    return _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(plus[0], index, plus[1]), differ,
+                                 _mm512_permutex2var_epi16(minus[0], index, minus[1]));
   }
 };
 /* Any number, in memory. */
@@ -1056,7 +1064,7 @@ void log16_by(const Tile& t) {
 }
 
 void log16(const Tile& t) {
-#if defined(__AVX512BW__)
+#if defined(LNS_AVX512)
   return log16_by<InRegisters>(t);
 #else
   switch ((t.layer->delta_used + 15) / 16) {
@@ -1249,7 +1257,7 @@ void words(const Tile& t, int64_t row, int64_t rows, int64_t column, int64_t col
   }
 }
 
-#if defined(__AVX512F__)
+#if defined(LNS_AVX512)
 constexpr int kFast = 8, kSlow = 4;
 #else
 constexpr int kFast = 4, kSlow = 2;

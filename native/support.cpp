@@ -244,7 +244,7 @@ bool x86_64_v3() {
          __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
 }
 #endif
-#if defined(LNS_HAVE_AVX512)
+#if defined(LNS_HAVE_AVX512) && !defined(LNS_EMULATE_AVX512)
 bool x86_64_v4() {
   return x86_64_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -261,9 +261,13 @@ const Isa* isa_of(int32_t id) {
 #endif
 #ifdef LNS_HAVE_AVX512
     case LNS_ISA_AVX512:
+#ifdef LNS_EMULATE_AVX512
+      return &isa_avx512();
+#else
       return x86_64_v4() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vpopcntdq")
                  ? &isa_avx512()
                  : nullptr;
+#endif
 #endif
 #ifdef LNS_HAVE_NEON
     case LNS_ISA_NEON:
@@ -275,7 +279,12 @@ const Isa* isa_of(int32_t id) {
 }
 
 const Isa& best_isa() {
-  for (int32_t id : {LNS_ISA_AVX512, LNS_ISA_AVX2, LNS_ISA_NEON}) {
+#ifdef LNS_EMULATE_AVX512
+  constexpr int32_t by_speed[] = {LNS_ISA_AVX2, LNS_ISA_NEON};
+#else
+  constexpr int32_t by_speed[] = {LNS_ISA_AVX512, LNS_ISA_AVX2, LNS_ISA_NEON};
+#endif
+  for (int32_t id : by_speed) {
     if (const Isa* isa = isa_of(id)) return *isa;
   }
   return isa_portable();
