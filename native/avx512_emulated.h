@@ -13,7 +13,6 @@
 
 typedef long long __m512i __attribute__((vector_size(64), may_alias));
 typedef float __m512 __attribute__((vector_size(64), may_alias));
-typedef long long __m128i __attribute__((vector_size(16), may_alias));
 using __mmask16 = uint16_t;
 using __mmask32 = uint32_t;
 using __mmask64 = uint64_t;
@@ -103,7 +102,6 @@ LNS_EMULATED_EACH(_mm512_xor_si512, uint64_t, a ^ b)
 LNS_EMULATED_EACH(_mm512_and_si512, uint64_t, a& b)
 #undef LNS_EMULATED_EACH
 
-inline __m512i _mm512_setzero_si512() { return __m512i{}; }
 inline __m512i _mm512_set1_epi8(char x) { return lns_emulated::all<int8_t>(static_cast<int8_t>(x)); }
 inline __m512i _mm512_set1_epi16(short x) { return lns_emulated::all<int16_t>(x); }
 inline __m512i _mm512_set1_epi32(int x) { return lns_emulated::all<int32_t>(x); }
@@ -128,6 +126,9 @@ inline __mmask32 _mm512_mask_testn_epi16_mask(__mmask32 mask, __m512i v, __m512i
   return mask &
          static_cast<__mmask32>(lns_emulated::bits<int16_t>(v, w, [](int16_t a, int16_t b) { return (a & b) == 0; }));
 }
+inline __mmask64 _mm512_mask_testn_epi8_mask(__mmask64 mask, __m512i v, __m512i w) {
+  return mask & lns_emulated::bits<int8_t>(v, w, [](int8_t a, int8_t b) { return (a & b) == 0; });
+}
 inline __mmask64 _mm512_movepi8_mask(__m512i v) {
   return lns_emulated::bits<int8_t>(v, v, [](int8_t a, int8_t) { return a < 0; });
 }
@@ -144,11 +145,11 @@ inline __m512i _mm512_mask_mov_epi16(__m512i source, __mmask32 mask, __m512i v) 
 inline __m512i _mm512_mask_blend_epi16(__mmask32 mask, __m512i v, __m512i w) {
   return lns_emulated::chosen<int16_t>(mask, w, v);
 }
-inline __m512i _mm512_mask_min_epi8(__m512i source, __mmask64 mask, __m512i v, __m512i w) {
-  return lns_emulated::chosen<int8_t>(mask, _mm512_min_epi8(v, w), source);
+inline __m512i _mm512_mask_adds_epi8(__m512i source, __mmask64 mask, __m512i v, __m512i w) {
+  return lns_emulated::chosen<int8_t>(mask, _mm512_adds_epi8(v, w), source);
 }
-inline __m512i _mm512_mask_min_epi16(__m512i source, __mmask32 mask, __m512i v, __m512i w) {
-  return lns_emulated::chosen<int16_t>(mask, _mm512_min_epi16(v, w), source);
+inline __m512i _mm512_mask_adds_epi16(__m512i source, __mmask32 mask, __m512i v, __m512i w) {
+  return lns_emulated::chosen<int16_t>(mask, _mm512_adds_epi16(v, w), source);
 }
 inline __m512i _mm512_mask_add_epi16(__m512i source, __mmask32 mask, __m512i v, __m512i w) {
   return lns_emulated::chosen<int16_t>(mask, _mm512_add_epi16(v, w), source);
@@ -170,16 +171,21 @@ inline __m512i _mm512_permutex2var_epi16(__m512i low, __m512i index, __m512i hig
   return z;
 }
 
-inline __m128i _mm_cvtsi32_si128(int x) { return __m128i{static_cast<uint32_t>(x), 0}; }
-inline __m512i _mm512_srl_epi16(__m512i v, __m128i by) {
-  const auto shift = static_cast<uint64_t>(by[0]);
-  return lns_emulated::each<uint16_t>(v, v, [=](uint16_t a, uint16_t) { return shift > 15 ? 0 : a >> shift; });
+inline __m512i _mm512_permutexvar_epi16(__m512i index, __m512i table) {
+  const lns_emulated::Lanes<uint16_t> i(index), t(table);
+  lns_emulated::Lanes<uint16_t> z;
+  for (int k = 0; k < z.count; ++k) z.x[k] = t.x[i.x[k] & 31];
+  return z;
+}
+inline __m512i _mm512_mask_permutexvar_epi16(__m512i source, __mmask32 mask, __m512i index, __m512i table) {
+  return lns_emulated::chosen<int16_t>(mask, _mm512_permutexvar_epi16(index, table), source);
+}
+
+inline __m512i _mm512_srlv_epi16(__m512i v, __m512i by) {
+  return lns_emulated::each<uint16_t>(v, by, [](uint16_t a, uint16_t b) { return b > 15 ? 0 : a >> b; });
 }
 inline __m512i _mm512_srli_epi32(__m512i v, unsigned shift) {
   return lns_emulated::each<uint32_t>(v, v, [=](uint32_t a, uint32_t) { return a >> shift; });
-}
-inline __m512i _mm512_slli_epi32(__m512i v, unsigned shift) {
-  return lns_emulated::each<uint32_t>(v, v, [=](uint32_t a, uint32_t) { return a << shift; });
 }
 
 inline __m512i _mm512_i32gather_epi32(__m512i index, const void* base, int scale) {

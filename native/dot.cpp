@@ -765,6 +765,50 @@ int64_t nonzero_length(const int32_t* values, int64_t count) {
   return count;
 }
 
+/* Activations and weights in lanes T; a code there is less by `bias`, but for one side of a product. An activation is
+ * its code, repeated to fill 32 bits, and above it twice a mask, plus its sign: the mask leaves nothing of a record's
+ * place for a zero. A panel is a record of zeros, and one for each k: codes, their signs, and the opposite signs. */
+template <class T>
+void pack_narrow(Layer& l, const lns_dot_desc& d) {
+  constexpr int64_t bias = sizeof(T) == 1 ? 128 : 32768, most = bias - 1;
+  constexpr uint32_t repeated = sizeof(T) == 1 ? 0x01010101 : 0x00010001;
+  l.activation_size = 8;
+  l.activation_longs = by_word<int64_t>(d.activation, [&](uint32_t code, bool minus) -> int64_t {
+    if (!code) return 0;
+    const int64_t lane = (static_cast<int64_t>(code * d.activation_widen) << d.guard_bits) - bias;
+    const uint32_t lanes = (static_cast<uint32_t>(lane) & static_cast<uint32_t>(2 * bias - 1)) * repeated;
+    const uint32_t kept = minus ? ~0u : ~1u;
+    return static_cast<int64_t>(static_cast<uint64_t>(kept) << 32 | lanes);
+  });
+  const int width = l.kernel.panel;
+  const int64_t record = 3 * width;
+  l.weight_lanes.resize(product(product(l.groups * l.panels, l.depth + 1), record * static_cast<int64_t>(sizeof(T))));
+  auto* const lanes = reinterpret_cast<T*>(l.weight_lanes.data());
+  const auto zero = static_cast<T>(-bias);
+  const auto put = [&](int64_t at, int64_t c, T code, T sign) {
+    /* a panel's first record is that of zeros */
+    T* const to = lanes + (at + at / l.depth + 1) * record + c;
+    to[0] = code;
+    to[width] = sign;
+    to[2 * width] = static_cast<T>(~sign);
+  };
+  for (int64_t p = 0; p < l.groups * l.panels; ++p) {
+    T* const to = lanes + p * (l.depth + 1) * record;
+    std::fill_n(to, width, zero);
+    std::fill_n(to + width, 2 * width, T{0});
+  }
+  pack(
+      l, d,
+      [&](int64_t at, int64_t c, uint32_t word, int64_t channel) {
+        const int64_t code = code_of(word, d.weight);
+        const int64_t shifted =
+            std::min(std::max(code * d.weight_widen + d.entry_shift[channel], -kMaxDelta), kMaxDelta);
+        const int64_t lane = std::min(std::max(shifted * (int64_t{1} << d.guard_bits), -most), most);
+        put(at, c, code ? static_cast<T>(lane) : zero, negative(word, d.weight) ? T{-1} : T{0});
+      },
+      [&](int64_t at, int64_t c) { put(at, c, zero, T{0}); });
+}
+
 void make_log(Layer& l, const lns_dot_desc& d, const Isa& isa) {
   const int64_t plus = nonzero_length(d.delta_plus, d.delta_plus_count);
   const int64_t minus = nonzero_length(d.delta_minus, d.delta_minus_count);
@@ -824,33 +868,15 @@ void make_log(Layer& l, const lns_dot_desc& d, const Isa& isa) {
     l.acc_size = 2;
     l.activation_size = 8;
     l.delta_shift = 0;
-    l.delta_size = std::max(plus, minus);
     for (int64_t i = 0; i < 64; ++i) {
       l.delta8[0][i] = static_cast<int8_t>(i < plus ? d.delta_plus[i] : 0);
       l.delta8[1][i] = static_cast<int8_t>(i == 0 ? -128 : i < minus ? -d.delta_minus[i] : 0);
     }
-    /* low half the code, four times, high half the sign */
-    l.activation_longs = by_word<int64_t>(d.activation, [&](uint32_t c, bool m) {
-      const int64_t value = c ? static_cast<int64_t>(c * d.activation_widen) : 128;
-      return value * 0x01010101 - (m ? int64_t{1} << 32 : 0);
-    });
-    l.weight_bytes.resize(packed_size(l));
-    l.weight_signs.resize(packed_size(l));
-    const int width = l.kernel.panel;
-    pack(
-        l, d,
-        [&](int64_t at, int64_t c, uint32_t word, int64_t channel) {
-          const int64_t w = code_of(word, d.weight);
-          const int64_t shifted = w * d.weight_widen + d.entry_shift[channel];
-          l.weight_bytes[at * width + c] =
-              static_cast<int8_t>(w ? std::min<int64_t>(std::max<int64_t>(shifted, -127), 127) : -128);
-          l.weight_signs[at * width + c] = negative(word, d.weight) ? -1 : 0;
-        },
-        [&](int64_t at, int64_t c) { l.weight_bytes[at * width + c] = -128, l.weight_signs[at * width + c] = 0; });
-    return;
+    l.delta_used = std::max(plus, minus);
+    return pack_narrow<int8_t>(l, d);
   }
   const int guard = d.guard_bits;
-  /* the distance of a code to a zero is above INT16_MAX: no entry lies there */
+  /* no two codes are further apart than INT16_MAX */
   const int64_t size16 = std::min<int64_t>(l.delta_size, (INT16_MAX >> shift) + 2);
   if (fits32 && isa.has_log16 && d.acc_bits <= 15 && d.lanes == 1 && size16 <= INT16_MAX &&
       largest_delta <= INT16_MAX && (a_max << guard) <= INT16_MAX) {
@@ -864,33 +890,15 @@ void make_log(Layer& l, const lns_dot_desc& d, const Isa& isa) {
     l.activation_size = 8;
     l.delta_used = size16;
     l.delta_size = std::max<int64_t>(size16, 64);
-    l.delta16.resize(2 * l.delta_size + 1);
-    std::fill(l.delta16.data(), l.delta16.data() + l.delta16.size(), int16_t{0});
+    l.delta16_memory.resize(2 * l.delta_size + 2);
+    std::fill(l.delta16_memory.data(), l.delta16_memory.data() + l.delta16_memory.size(), int16_t{0});
+    int16_t* const made = l.delta16_memory.data() + 1;
     for (int64_t i = 0; i + 1 < size16; ++i) {
-      l.delta16[i] = static_cast<int16_t>(value(i << shift, false));
-      l.delta16[l.delta_size + i] = i == 0 && shift == 0 ? INT16_MIN : static_cast<int16_t>(-value(i << shift, true));
+      made[i] = static_cast<int16_t>(value(i << shift, false));
+      made[l.delta_size + i] = i == 0 && shift == 0 ? INT16_MIN : static_cast<int16_t>(-value(i << shift, true));
     }
-    /* low half the code, twice, high half the sign */
-    l.activation_longs = by_word<int64_t>(d.activation, [&](uint32_t c, bool m) {
-      const int64_t scaled = c ? static_cast<int64_t>(c * d.activation_widen) << guard : -INT16_MIN;
-      return scaled * 0x00010001 - (m ? int64_t{1} << 32 : 0);
-    });
-    l.weight_shorts.resize(2 * packed_size(l));
-    const int width = l.kernel.panel;
-    pack(
-        l, d,
-        [&](int64_t at, int64_t c, uint32_t word, int64_t channel) {
-          const int64_t w = code_of(word, d.weight);
-          const int64_t shifted =
-              std::min(std::max(w * d.weight_widen + d.entry_shift[channel], -kMaxDelta), kMaxDelta);
-          l.weight_shorts[2 * at * width + c] = static_cast<int16_t>(
-              w ? std::min<int64_t>(std::max<int64_t>(shifted * (1 << guard), -INT16_MAX), INT16_MAX) : INT16_MIN);
-          l.weight_shorts[(2 * at + 1) * width + c] = negative(word, d.weight) ? -1 : 0;
-        },
-        [&](int64_t at, int64_t c) {
-          l.weight_shorts[2 * at * width + c] = INT16_MIN, l.weight_shorts[(2 * at + 1) * width + c] = 0;
-        });
-    return;
+    l.delta16 = made;
+    return pack_narrow<int16_t>(l, d);
   }
   if (fits32) {
     set_kernel(l, Kind::log32, isa.log32, "log32");

@@ -244,8 +244,7 @@ struct Layer {
   /* packed weights: [group][panel][depth][panel width] */
   Buffer<float> weight_floats;
   Buffer<int32_t> weight_ints;
-  Buffer<int8_t> weight_bytes, weight_signs;
-  Buffer<int16_t> weight_shorts; /* [group][panel][depth][2][panel width]: codes, then signs */
+  Buffer<char> weight_lanes; /* log8, log16: see pack_narrow */
 
   /* fp32: add to the bits and mask them to round the product's significand */
   int32_t round_add, round_mask;
@@ -270,7 +269,8 @@ struct Layer {
   int64_t delta_size;
   int delta_shift;
   int8_t delta8[2][64];
-  Buffer<int16_t> delta16;         /* [2, delta_size], and one more */
+  Buffer<int16_t> delta16_memory;  /* one more entry at either end */
+  const int16_t* delta16;          /* [2, delta_size] */
   int64_t delta_used;              /* entries up to the first of the last zeros */
   int32_t largest;                 /* Λ */
   std::vector<int32_t> start_code; /* log: codes, no_code for zero; negative is in start_minus */

@@ -733,64 +733,167 @@ void log32_with(const Tile& t) {
 
 void log32(const Tile& t) { return t.layer->delta_shift ? log32_with<true>(t) : log32_with<false>(t); }
 
-/* Bytes: codes up to 127, Δ in registers. A zero is −128, so that its distance to any code has the top bit set, for
- * which no table has an entry. */
+/* Narrow lanes, of bytes or of 16 bits, for codes of at most 7 or 15 bits. A lane holds a code less 128 or 32768, so
+ * that zero is the least integer there is, and saturating additions give it for every sum that is below code 1. */
 #if defined(LNS_AVX512) || defined(LNS_AVX2)
 
 #if defined(LNS_AVX512)
-struct Bytes {
+template <class T>
+struct Narrow;
+
+template <>
+struct Narrow<int8_t> {
   using Vector = __m512i;
-  /* an activation fills 32 bits, which are spread by a load alone */
+  using Mask = __mmask64;
+  static LNS_INLINE Vector all(int8_t x) { return _mm512_set1_epi8(x); }
+  static LNS_INLINE Vector adds(Vector a, Vector b) { return _mm512_adds_epi8(a, b); }
+  static LNS_INLINE Vector sub(Vector a, Vector b) { return _mm512_sub_epi8(a, b); }
+  static LNS_INLINE Vector most(Vector a, Vector b) { return _mm512_max_epi8(a, b); }
+  static LNS_INLINE Vector least(Vector a, Vector b) { return _mm512_min_epi8(a, b); }
+  static LNS_INLINE Mask above(Vector a, Vector b) { return _mm512_cmpgt_epi8_mask(a, b); }
+  static LNS_INLINE Mask negative(Vector a) { return _mm512_movepi8_mask(a); }
+  static LNS_INLINE Mask both(Mask m, Vector a) { return _mm512_mask_testn_epi8_mask(m, a, a); }
+  static LNS_INLINE Vector chosen(Mask m, Vector a, Vector b) { return _mm512_mask_mov_epi8(b, m, a); }
+  static LNS_INLINE Vector adds_where(Mask m, Vector a, Vector b) { return _mm512_mask_adds_epi8(a, m, a, b); }
+};
+
+template <>
+struct Narrow<int16_t> {
+  using Vector = __m512i;
+  using Mask = __mmask32;
+  static LNS_INLINE Vector all(int16_t x) { return _mm512_set1_epi16(x); }
+  static LNS_INLINE Vector adds(Vector a, Vector b) { return _mm512_adds_epi16(a, b); }
+  static LNS_INLINE Vector sub(Vector a, Vector b) { return _mm512_sub_epi16(a, b); }
+  static LNS_INLINE Vector most(Vector a, Vector b) { return _mm512_max_epi16(a, b); }
+  static LNS_INLINE Vector least(Vector a, Vector b) { return _mm512_min_epi16(a, b); }
+  static LNS_INLINE Mask above(Vector a, Vector b) { return _mm512_cmpgt_epi16_mask(a, b); }
+  static LNS_INLINE Mask negative(Vector a) { return _mm512_movepi16_mask(a); }
+  static LNS_INLINE Mask both(Mask m, Vector a) { return _mm512_mask_testn_epi16_mask(m, a, a); }
+  static LNS_INLINE Vector chosen(Mask m, Vector a, Vector b) { return _mm512_mask_mov_epi16(b, m, a); }
+  static LNS_INLINE Vector adds_where(Mask m, Vector a, Vector b) { return _mm512_mask_adds_epi16(a, m, a, b); }
+};
+
+template <class T>
+struct Memory : Narrow<T> {
+  using Vector = __m512i;
   static LNS_INLINE Vector spread(int32_t x) { return _mm512_set1_epi32(x); }
-  static LNS_INLINE Vector load(const int8_t* x) { return _mm512_loadu_si512(x); }
-  static LNS_INLINE void store(int8_t* to, Vector x) { _mm512_storeu_si512(to, x); }
-  __m512i plus, minus, limit;
-  const __m512i zero = _mm512_set1_epi8(-128);
-  explicit Bytes(const Layer& l)
-      : plus(_mm512_loadu_si512(l.delta8[0])),
-        minus(_mm512_loadu_si512(l.delta8[1])),
-        limit(_mm512_set1_epi8(static_cast<char>(l.largest))) {}
-  LNS_INLINE void step(__m512i& code, __m512i& sign, __m512i a, __m512i a_sign, const int8_t* w,
-                       const int8_t* w_sign) const {
-    const __m512i none = _mm512_setzero_si512();
-    const __m512i sum = _mm512_adds_epi8(a, _mm512_load_si512(w));
-    const __m512i entry = _mm512_mask_min_epi8(zero, _mm512_cmpgt_epi8_mask(sum, none), sum, limit);
-    const __m512i entry_sign = _mm512_xor_si512(a_sign, _mm512_load_si512(w_sign));
-    const __m512i big = _mm512_max_epi8(code, entry);
-    const __m512i distance = _mm512_sub_epi8(big, _mm512_min_epi8(code, entry));
-    const __mmask64 differ = _mm512_movepi8_mask(_mm512_xor_si512(sign, entry_sign));
+  static LNS_INLINE Vector load(const T* x) { return _mm512_loadu_si512(x); }
+  static LNS_INLINE void store(T* to, Vector x) { _mm512_storeu_si512(to, x); }
+  static LNS_INLINE Vector exclusive(Vector a, Vector b) { return _mm512_xor_si512(a, b); }
+};
+
+/* Δ by distance, for lanes whose signs agree or differ; what it is for the distance to a zero does not matter. */
+struct Bytes {
+  using Lane = int8_t;
+  __m512i plus, minus;
+  explicit Bytes(const Layer& l) : plus(_mm512_loadu_si512(l.delta8[0])), minus(_mm512_loadu_si512(l.delta8[1])) {}
+  LNS_INLINE __m512i operator()(__m512i distance, __mmask64 differ) const {
     /* the last entry is zero */
     const __m512i index = _mm512_min_epu8(distance, _mm512_set1_epi8(63));
-    const __m512i delta = _mm512_mask_permutexvar_epi8(_mm512_permutexvar_epi8(index, plus), differ, index, minus);
-    const __m512i total = _mm512_adds_epi8(big, delta);
-    sign = _mm512_mask_mov_epi8(sign, _mm512_cmpgt_epi8_mask(entry, code), entry_sign);
-    code = _mm512_mask_min_epi8(zero, _mm512_cmpgt_epi8_mask(total, none), total, limit);
+    return _mm512_mask_permutexvar_epi8(_mm512_permutexvar_epi8(index, plus), differ, index, minus);
+  }
+};
+
+/* By 16 bits, up to 32 steps in one register or 64 in two. */
+template <int kRegisters>
+struct Words {
+  using Lane = int16_t;
+  __m512i plus[kRegisters], minus[kRegisters], shift;
+  explicit Words(const Layer& l) : shift(_mm512_set1_epi16(static_cast<int16_t>(l.delta_shift))) {
+    for (int i = 0; i < kRegisters; ++i) {
+      plus[i] = _mm512_loadu_si512(l.delta16 + 32 * i);
+      minus[i] = _mm512_loadu_si512(l.delta16 + l.delta_size + 32 * i);
+    }
+  }
+  LNS_INLINE __m512i operator()(__m512i distance, __mmask32 differ) const {
+    const __m512i index = _mm512_min_epu16(_mm512_srlv_epi16(distance, shift), _mm512_set1_epi16(32 * kRegisters - 1));
+    if (kRegisters == 1) {
+      return _mm512_mask_permutexvar_epi16(_mm512_permutexvar_epi16(index, plus[0]), differ, index, minus[0]);
+    }
+    constexpr int last = kRegisters - 1;
+    return _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(plus[0], index, plus[last]), differ,
+                                 _mm512_permutex2var_epi16(minus[0], index, minus[last]));
+  }
+};
+
+/* Any number of steps, in memory. */
+struct LookedUp {
+  using Lane = int16_t;
+  const int16_t* table;
+  __m512i shift, end, size;
+  explicit LookedUp(const Layer& l)
+      : table(l.delta16),
+        shift(_mm512_set1_epi16(static_cast<int16_t>(l.delta_shift))),
+        end(_mm512_set1_epi16(static_cast<int16_t>(l.delta_size - 1))),
+        size(_mm512_set1_epi16(static_cast<int16_t>(l.delta_size))) {}
+  LNS_INLINE __m512i operator()(__m512i distance, __mmask32 differ) const {
+    __m512i index = _mm512_min_epu16(_mm512_srlv_epi16(distance, shift), end);
+    index = _mm512_mask_add_epi16(index, differ, index, size);
+    const __m512i even = _mm512_and_si512(index, _mm512_set1_epi32(0xffff)), odd = _mm512_srli_epi32(index, 16);
+    /* 32 bits from an entry on for the even lanes, and up to it for the odd ones */
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_i32gather_epi32(even, table, 2),
+                                   _mm512_i32gather_epi32(odd, table - 1, 2));
   }
 };
 #else
+template <class T>
+struct Narrow;
+
+template <>
+struct Narrow<int8_t> {
+  using Vector = __m256i;
+  static LNS_INLINE Vector all(int8_t x) { return _mm256_set1_epi8(x); }
+  static LNS_INLINE Vector adds(Vector a, Vector b) { return _mm256_adds_epi8(a, b); }
+  static LNS_INLINE Vector sub(Vector a, Vector b) { return _mm256_sub_epi8(a, b); }
+  static LNS_INLINE Vector most(Vector a, Vector b) { return _mm256_max_epi8(a, b); }
+  static LNS_INLINE Vector least(Vector a, Vector b) { return _mm256_min_epi8(a, b); }
+  static LNS_INLINE Vector above(Vector a, Vector b) { return _mm256_cmpgt_epi8(a, b); }
+  static LNS_INLINE Vector equal(Vector a, Vector b) { return _mm256_cmpeq_epi8(a, b); }
+};
+
+template <>
+struct Narrow<int16_t> {
+  using Vector = __m256i;
+  static LNS_INLINE Vector all(int16_t x) { return _mm256_set1_epi16(x); }
+  static LNS_INLINE Vector adds(Vector a, Vector b) { return _mm256_adds_epi16(a, b); }
+  static LNS_INLINE Vector sub(Vector a, Vector b) { return _mm256_sub_epi16(a, b); }
+  static LNS_INLINE Vector most(Vector a, Vector b) { return _mm256_max_epi16(a, b); }
+  static LNS_INLINE Vector least(Vector a, Vector b) { return _mm256_min_epi16(a, b); }
+  static LNS_INLINE Vector above(Vector a, Vector b) { return _mm256_cmpgt_epi16(a, b); }
+  static LNS_INLINE Vector equal(Vector a, Vector b) { return _mm256_cmpeq_epi16(a, b); }
+};
+
+/* Masks are vectors here. */
+template <class T>
+struct Memory : Narrow<T> {
+  using Vector = __m256i;
+  using Mask = __m256i;
+  using Base = Narrow<T>;
+  static LNS_INLINE Vector spread(int32_t x) { return _mm256_set1_epi32(x); }
+  static LNS_INLINE Vector load(const T* x) { return _mm256_loadu_si256((const __m256i*)x); }
+  static LNS_INLINE void store(T* to, Vector x) { _mm256_storeu_si256((__m256i*)to, x); }
+  static LNS_INLINE Vector exclusive(Vector a, Vector b) { return _mm256_xor_si256(a, b); }
+  static LNS_INLINE Mask negative(Vector a) { return a; }
+  static LNS_INLINE Mask both(Mask m, Vector a) { return _mm256_and_si256(m, Base::equal(a, _mm256_setzero_si256())); }
+  static LNS_INLINE Vector chosen(Mask m, Vector a, Vector b) { return _mm256_blendv_epi8(b, a, m); }
+  static LNS_INLINE Vector adds_where(Mask m, Vector a, Vector b) { return Base::adds(a, _mm256_and_si256(m, b)); }
+};
+
+/* Δ by distance, for lanes whose signs agree or differ; what it is for the distance to a zero does not matter. Sixteen
+ * entries to a segment. */
 template <int kSegments>
 struct Bytes {
-  using Vector = __m256i;
-  static LNS_INLINE Vector spread(int32_t x) { return _mm256_set1_epi32(x); }
-  static LNS_INLINE Vector load(const int8_t* x) { return _mm256_loadu_si256((const __m256i*)x); }
-  static LNS_INLINE void store(int8_t* to, Vector x) { _mm256_storeu_si256((__m256i*)to, x); }
-  __m256i plus[kSegments], minus[kSegments], limit;
-  explicit Bytes(const Layer& l) : limit(_mm256_set1_epi8(static_cast<char>(l.largest))) {
+  using Lane = int8_t;
+  __m256i plus[kSegments], minus[kSegments];
+  explicit Bytes(const Layer& l) {
     for (int s = 0; s < kSegments; ++s) {
       plus[s] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)(l.delta8[0] + 16 * s)));
       minus[s] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)(l.delta8[1] + 16 * s)));
     }
   }
-  LNS_INLINE void step(__m256i& code, __m256i& sign, __m256i a, __m256i a_sign, const int8_t* w,
-                       const int8_t* w_sign) const {
-    const __m256i none = _mm256_setzero_si256(), zero = _mm256_set1_epi8(-128);
-    const __m256i sum = _mm256_min_epi8(_mm256_adds_epi8(a, _mm256_load_si256((const __m256i*)w)), limit);
-    const __m256i entry = _mm256_blendv_epi8(zero, sum, _mm256_cmpgt_epi8(sum, none));
-    const __m256i entry_sign = _mm256_xor_si256(a_sign, _mm256_load_si256((const __m256i*)w_sign));
-    const __m256i big = _mm256_max_epi8(code, entry);
-    const __m256i distance = _mm256_sub_epi8(big, _mm256_min_epi8(code, entry));
+  LNS_INLINE __m256i operator()(__m256i distance, __m256i differ) const {
     /* the top bit of an index makes pshufb give zero: it is set outside of the segment */
-    __m256i same = none, other = none;
+    __m256i same = _mm256_setzero_si256(), other = same;
 #pragma GCC unroll 4
     for (int s = 0; s < kSegments; ++s) {
       const __m256i index = _mm256_adds_epu8(_mm256_sub_epi8(distance, _mm256_set1_epi8(static_cast<char>(16 * s))),
@@ -798,145 +901,16 @@ struct Bytes {
       same = _mm256_or_si256(same, _mm256_shuffle_epi8(plus[s], index));
       other = _mm256_or_si256(other, _mm256_shuffle_epi8(minus[s], index));
     }
-    const __m256i delta = _mm256_blendv_epi8(same, other, _mm256_xor_si256(sign, entry_sign));
-    const __m256i total = _mm256_min_epi8(_mm256_adds_epi8(big, delta), limit);
-    sign = _mm256_blendv_epi8(sign, entry_sign, _mm256_cmpgt_epi8(entry, code));
-    code = _mm256_blendv_epi8(zero, total, _mm256_cmpgt_epi8(total, none));
-  }
-};
-#endif
-
-template <class Step>
-void log8_with(const Tile& t, const Step& step) {
-  const Layer& l = *t.layer;
-  auto* acc = static_cast<int8_t*>(t.acc);
-  const int64_t panels = t.last_panel - t.first_panel;
-  const auto* a = static_cast<const int32_t*>(t.a);
-  for (int64_t p = 0; p < panels; ++p) {
-    const int64_t at = t.group * l.panels + t.first_panel + p;
-    const int8_t* w = l.weight_bytes.data() + at * l.depth * kBytes;
-    const int8_t* w_sign = l.weight_signs.data() + at * l.depth * kBytes;
-    int8_t start[2][kBytes];
-    for (int c = 0; c < kBytes; ++c) {
-      const int32_t code = l.start_code.empty() ? no_code : l.start_code[static_cast<size_t>(at * kBytes + c)];
-      start[0][c] = static_cast<int8_t>(code == no_code ? INT8_MIN : code);
-      start[1][c] = static_cast<int8_t>(l.start_code.empty() ? 0 : l.start_minus[static_cast<size_t>(at * kBytes + c)]);
-    }
-    for (int64_t r = 0; r < t.rows; r += kChains) {
-      typename Step::Vector code[kChains], sign[kChains];
-      const int32_t* row[kChains];
-#pragma GCC unroll 4
-      for (int i = 0; i < kChains; ++i) {
-        code[i] = Step::load(start[0]);
-        sign[i] = Step::load(start[1]);
-        row[i] = a + (r + i) * l.depth * 2;
-      }
-      for (int64_t k = 0; k < l.depth; ++k) {
-#pragma GCC unroll 4
-        for (int i = 0; i < kChains; ++i) {
-          step.step(code[i], sign[i], Step::spread(row[i][2 * k]), Step::spread(row[i][2 * k + 1]), w + k * kBytes,
-                    w_sign + k * kBytes);
-        }
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < kChains; ++i) {
-        int8_t* out = acc + ((r + i) * panels + p) * 2 * kBytes;
-        Step::store(out, code[i]);
-        Step::store(out + kBytes, sign[i]);
-      }
-    }
-  }
-}
-
-void log8(const Tile& t) {
-#if defined(LNS_AVX512)
-  log8_with(t, Bytes(*t.layer));
-#else
-  switch ((t.layer->delta_size + 15) / 16) {
-    case 0:
-    case 1:
-      return log8_with(t, Bytes<1>(*t.layer));
-    case 2:
-      return log8_with(t, Bytes<2>(*t.layer));
-    case 3:
-      return log8_with(t, Bytes<3>(*t.layer));
-    default:
-      return log8_with(t, Bytes<4>(*t.layer));
-  }
-#endif
-}
-constexpr bool kHasLog8 = true;
-
-/* 16-bit lanes: codes up to 32767. A zero is −32768. Its distance to a code is above 32767 as an unsigned number, and
- * there no table has an entry (see make_log). */
-#if defined(LNS_AVX512)
-/* Δ of at most 64 steps, in registers. */
-struct InRegisters {
-  __m512i plus[2], minus[2];
-  __m128i shift;
-  explicit InRegisters(const Layer& l) : shift(_mm_cvtsi32_si128(l.delta_shift)) {
-    for (int i = 0; i < 2; ++i) {
-      plus[i] = _mm512_loadu_si512(l.delta16.data() + 32 * i);
-      minus[i] = _mm512_loadu_si512(l.delta16.data() + l.delta_size + 32 * i);
-    }
-  }
-  LNS_INLINE __m512i operator()(__m512i distance, __mmask32 differ) const {
-    const __m512i index = _mm512_min_epu16(_mm512_srl_epi16(distance, shift), _mm512_set1_epi16(63));
-    return _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(plus[0], index, plus[1]), differ,
-                                 _mm512_permutex2var_epi16(minus[0], index, minus[1]));
-  }
-};
-/* Any number, in memory. */
-struct InMemory {
-  const int16_t* table;
-  __m128i shift;
-  __m512i end, size;
-  explicit InMemory(const Layer& l)
-      : table(l.delta16.data()),
-        shift(_mm_cvtsi32_si128(l.delta_shift)),
-        end(_mm512_set1_epi16(static_cast<int16_t>(l.delta_size - 1))),
-        size(_mm512_set1_epi16(static_cast<int16_t>(l.delta_size))) {}
-  LNS_INLINE __m512i operator()(__m512i distance, __mmask32 differ) const {
-    __m512i index = _mm512_min_epu16(_mm512_srl_epi16(distance, shift), end);
-    index = _mm512_mask_add_epi16(index, differ, index, size);
-    const __m512i even = _mm512_and_si512(index, _mm512_set1_epi32(0xffff)), odd = _mm512_srli_epi32(index, 16);
-    const __m512i low = _mm512_i32gather_epi32(even, table, 2), high = _mm512_i32gather_epi32(odd, table, 2);
-    return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
+    return _mm256_blendv_epi8(same, other, differ);
   }
 };
 
-template <class Lookup, bool kStepped>
-struct Words {
-  using Vector = __m512i;
-  Lookup delta_of;
-  Vector largest;
-  explicit Words(const Layer& l) : delta_of(l), largest(_mm512_set1_epi16(static_cast<int16_t>(l.largest))) {}
-  static LNS_INLINE Vector all(int16_t x) { return _mm512_set1_epi16(x); }
-  static LNS_INLINE Vector spread(int32_t x) { return _mm512_set1_epi32(x); }
-  static LNS_INLINE Vector load(const int16_t* x) { return _mm512_loadu_si512(x); }
-  static LNS_INLINE void store(int16_t* to, Vector x) { _mm512_storeu_si512(to, x); }
-  LNS_INLINE void step(Vector& code, Vector& sign, Vector a, Vector a_sign, const int16_t* w) const {
-    const Vector zero = all(INT16_MIN), none = _mm512_setzero_si512();
-    const Vector sum = _mm512_adds_epi16(a, load(w));
-    const Vector entry = _mm512_mask_min_epi16(zero, _mm512_cmpgt_epi16_mask(sum, none), sum, largest);
-    const Vector entry_sign = _mm512_xor_si512(a_sign, load(w + 32));
-    const Vector big = _mm512_max_epi16(code, entry);
-    const Vector distance = _mm512_sub_epi16(big, _mm512_min_epi16(code, entry));
-    const __mmask32 differ = _mm512_movepi16_mask(_mm512_xor_si512(sign, entry_sign));
-    const Vector total = _mm512_adds_epi16(big, delta_of(distance, differ));
-    __mmask32 some = _mm512_cmpgt_epi16_mask(total, none);
-    /* without steps, the entry for cancellation is below all codes */
-    if (kStepped) some &= ~_mm512_mask_testn_epi16_mask(differ, distance, distance);
-    sign = _mm512_mask_mov_epi16(sign, _mm512_cmpgt_epi16_mask(entry, code), entry_sign);
-    code = _mm512_mask_min_epi16(zero, some, total, largest);
-  }
-};
-#else
 template <int kSegments>
-struct InRegisters {
-  __m256i plus[kSegments][2], minus[kSegments][2]; /* low and high bytes of 16 entries */
+struct Words {
+  using Lane = int16_t;
+  __m256i plus[kSegments][2], minus[kSegments][2]; /* low and high bytes */
   __m128i shift;
-  explicit InRegisters(const Layer& l) : shift(_mm_cvtsi32_si128(l.delta_shift)) {
+  explicit Words(const Layer& l) : shift(_mm_cvtsi32_si128(l.delta_shift)) {
     for (int s = 0; s < kSegments; ++s) {
       for (int high = 0; high < 2; ++high) {
         alignas(16) int8_t bytes[2][16];
@@ -967,12 +941,15 @@ struct InRegisters {
     return _mm256_blendv_epi8(same, other, differ);
   }
 };
-struct InMemory {
+
+/* Any number of steps, in memory. */
+struct LookedUp {
+  using Lane = int16_t;
   const int16_t* table;
   __m128i shift;
   __m256i end, size;
-  explicit InMemory(const Layer& l)
-      : table(l.delta16.data()),
+  explicit LookedUp(const Layer& l)
+      : table(l.delta16),
         shift(_mm_cvtsi32_si128(l.delta_shift)),
         end(_mm256_set1_epi16(static_cast<int16_t>(l.delta_size - 1))),
         size(_mm256_set1_epi16(static_cast<int16_t>(l.delta_size))) {}
@@ -980,107 +957,115 @@ struct InMemory {
     __m256i index = _mm256_min_epu16(_mm256_srl_epi16(distance, shift), end);
     index = _mm256_add_epi16(index, _mm256_and_si256(differ, size));
     const __m256i even = _mm256_and_si256(index, _mm256_set1_epi32(0xffff)), odd = _mm256_srli_epi32(index, 16);
-    const __m256i low = _mm256_i32gather_epi32((const int*)table, even, 2);
-    const __m256i high = _mm256_i32gather_epi32((const int*)table, odd, 2);
-    return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa);
-  }
-};
-
-template <class Lookup, bool kStepped>
-struct Words {
-  using Vector = __m256i;
-  Lookup delta_of;
-  Vector largest;
-  explicit Words(const Layer& l) : delta_of(l), largest(_mm256_set1_epi16(static_cast<int16_t>(l.largest))) {}
-  static LNS_INLINE Vector all(int16_t x) { return _mm256_set1_epi16(x); }
-  static LNS_INLINE Vector spread(int32_t x) { return _mm256_set1_epi32(x); }
-  static LNS_INLINE Vector load(const int16_t* x) { return _mm256_loadu_si256((const __m256i*)x); }
-  static LNS_INLINE void store(int16_t* to, Vector x) { _mm256_storeu_si256((__m256i*)to, x); }
-  LNS_INLINE void step(Vector& code, Vector& sign, Vector a, Vector a_sign, const int16_t* w) const {
-    const Vector zero = all(INT16_MIN), none = _mm256_setzero_si256();
-    const Vector sum = _mm256_min_epi16(_mm256_adds_epi16(a, load(w)), largest);
-    const Vector entry = _mm256_blendv_epi8(zero, sum, _mm256_cmpgt_epi16(sum, none));
-    const Vector entry_sign = _mm256_xor_si256(a_sign, load(w + 16));
-    const Vector big = _mm256_max_epi16(code, entry);
-    const Vector distance = _mm256_sub_epi16(big, _mm256_min_epi16(code, entry));
-    const Vector differ = _mm256_xor_si256(sign, entry_sign);
-    const Vector total = _mm256_min_epi16(_mm256_adds_epi16(big, delta_of(distance, differ)), largest);
-    Vector some = _mm256_cmpgt_epi16(total, none);
-    /* without steps, the entry for cancellation is below all codes */
-    if (kStepped) some = _mm256_andnot_si256(_mm256_and_si256(_mm256_cmpeq_epi16(distance, none), differ), some);
-    sign = _mm256_blendv_epi8(sign, entry_sign, _mm256_cmpgt_epi16(entry, code));
-    code = _mm256_blendv_epi8(zero, total, some);
+    /* 32 bits from an entry on for the even lanes, and up to it for the odd ones */
+    return _mm256_blend_epi16(_mm256_i32gather_epi32((const int*)table, even, 2),
+                              _mm256_i32gather_epi32((const int*)(table - 1), odd, 2), 0xaa);
   }
 };
 #endif
 
-template <class Step>
-void log16_with(const Tile& t, const Step& step) {
-  constexpr int kLanes16 = kBytes / 2;
+/* kStepped: entry 0 of Δ⁻ stands for several distances, of which 0 alone cancels; else it is below all codes. */
+template <class Delta, bool kStepped>
+LNS_INLINE void narrow_with(const Tile& t, const Delta& delta_of) {
+  using T = typename Delta::Lane;
+  using M = Memory<T>;
+  using Vector = typename M::Vector;
+  constexpr int kLanes = kBytes / sizeof(T);
+  constexpr int64_t kRecord = 3 * kLanes;
+  constexpr int kBias = sizeof(T) == 1 ? 128 : 32768;
   const Layer& l = *t.layer;
-  auto* acc = static_cast<int16_t*>(t.acc);
+  auto* acc = static_cast<T*>(t.acc);
   const int64_t panels = t.last_panel - t.first_panel;
   const auto* a = static_cast<const int32_t*>(t.a);
+  const Vector zero = M::all(static_cast<T>(-kBias)), limit = M::all(static_cast<T>(l.largest - kBias));
   for (int64_t p = 0; p < panels; ++p) {
     const int64_t at = t.group * l.panels + t.first_panel + p;
-    const int16_t* w = l.weight_shorts.data() + at * l.depth * 2 * kLanes16;
-    int16_t start[2][kLanes16];
-    for (int c = 0; c < kLanes16; ++c) {
-      const int32_t code = l.start_code.empty() ? no_code : l.start_code[static_cast<size_t>(at * kLanes16 + c)];
-      start[0][c] = static_cast<int16_t>(code == no_code ? INT16_MIN : code);
-      start[1][c] =
-          static_cast<int16_t>(l.start_code.empty() ? 0 : l.start_minus[static_cast<size_t>(at * kLanes16 + c)]);
+    const auto* const panel = (const T*)l.weight_lanes.data() + at * (l.depth + 1) * kRecord;
+    T start[2][kLanes];
+    for (int c = 0; c < kLanes; ++c) {
+      const auto i = static_cast<size_t>(at * kLanes + c);
+      const int32_t code = l.start_code.empty() ? no_code : l.start_code[i];
+      start[0][c] = static_cast<T>((code == no_code ? 0 : code) - kBias);
+      start[1][c] = static_cast<T>(l.start_code.empty() ? 0 : l.start_minus[i]);
     }
     for (int64_t r = 0; r < t.rows; r += kChains) {
-      typename Step::Vector code[kChains], sign[kChains];
+      Vector code[kChains], sign[kChains];
       const int32_t* row[kChains];
 #pragma GCC unroll 4
       for (int i = 0; i < kChains; ++i) {
-        code[i] = Step::load(start[0]);
-        sign[i] = Step::load(start[1]);
+        code[i] = M::load(start[0]);
+        sign[i] = M::load(start[1]);
         row[i] = a + (r + i) * l.depth * 2;
       }
       for (int64_t k = 0; k < l.depth; ++k) {
 #pragma GCC unroll 4
         for (int i = 0; i < kChains; ++i) {
-          step.step(code[i], sign[i], Step::spread(row[i][2 * k]), Step::spread(row[i][2 * k + 1]),
-                    w + k * 2 * kLanes16);
+          /* see pack_narrow */
+          const int64_t kept = row[i][2 * k + 1];
+          const T* const record = panel + ((k + 1) * kRecord & (kept >> 1));
+          const Vector entry = M::least(M::adds(M::spread(row[i][2 * k]), M::load(record)), limit);
+          const Vector entry_sign = M::load(record + kLanes + (kept & 1) * kLanes);
+          const Vector big = M::most(code[i], entry), small = M::least(code[i], entry);
+          const Vector distance = M::sub(big, small);
+          const auto differ = M::negative(M::exclusive(sign[i], entry_sign));
+          sign[i] = M::chosen(M::above(entry, code[i]), entry_sign, sign[i]);
+          code[i] = M::least(M::adds_where(M::above(small, zero), big, delta_of(distance, differ)), limit);
+          if (kStepped) code[i] = M::chosen(M::both(differ, distance), zero, code[i]);
         }
       }
 #pragma GCC unroll 4
       for (int i = 0; i < kChains; ++i) {
-        int16_t* out = acc + ((r + i) * panels + p) * 2 * kLanes16;
-        Step::store(out, code[i]);
-        Step::store(out + kLanes16, sign[i]);
+        T* out = acc + ((r + i) * panels + p) * 2 * kLanes;
+        M::store(out, M::exclusive(code[i], zero));
+        M::store(out + kLanes, sign[i]);
       }
     }
   }
 }
 
-template <class Lookup>
-void log16_by(const Tile& t) {
-  const Layer& l = *t.layer;
-  return l.delta_shift ? log16_with(t, Words<Lookup, true>(l)) : log16_with(t, Words<Lookup, false>(l));
+template <class Delta>
+void narrow(const Tile& t) {
+  const Delta delta_of(*t.layer);
+  return t.layer->delta_shift ? narrow_with<Delta, true>(t, delta_of) : narrow_with<Delta, false>(t, delta_of);
 }
 
-void log16(const Tile& t) {
+void log8(const Tile& t) {
 #if defined(LNS_AVX512)
-  return log16_by<InRegisters>(t);
+  return narrow_with<Bytes, false>(t, Bytes(*t.layer));
 #else
   switch ((t.layer->delta_used + 15) / 16) {
     case 0:
     case 1:
-      return log16_by<InRegisters<1> >(t);
+      return narrow_with<Bytes<1>, false>(t, Bytes<1>(*t.layer));
     case 2:
-      return log16_by<InRegisters<2> >(t);
+      return narrow_with<Bytes<2>, false>(t, Bytes<2>(*t.layer));
+    case 3:
+      return narrow_with<Bytes<3>, false>(t, Bytes<3>(*t.layer));
     default:
-      return log16_by<InRegisters<4> >(t);
+      return narrow_with<Bytes<4>, false>(t, Bytes<4>(*t.layer));
   }
 #endif
 }
 
-void log16_gather(const Tile& t) { return log16_by<InMemory>(t); }
-constexpr bool kHasLog16 = true;
+void log16(const Tile& t) {
+#if defined(LNS_AVX512)
+  return t.layer->delta_used <= 32 ? narrow<Words<1>>(t) : narrow<Words<2>>(t);
+#else
+  switch ((t.layer->delta_used + 15) / 16) {
+    case 0:
+    case 1:
+      return narrow<Words<1>>(t);
+    case 2:
+      return narrow<Words<2>>(t);
+    default:
+      return narrow<Words<4>>(t);
+  }
+#endif
+}
+
+void log16_gather(const Tile& t) { return narrow<LookedUp>(t); }
+
+constexpr bool kHasLog8 = true, kHasLog16 = true;
 #else
 void log8(const Tile&) {}
 void log16(const Tile&) {}
