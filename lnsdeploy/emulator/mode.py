@@ -593,6 +593,9 @@ class Emulation(Seen):
         """
         m, k = a.shape
         n = b.shape[1]
+        if not m * n:
+            # nothing to compute
+            raise _Leave
         left, right = self._names.owner(a), self._names.owner(b)
         swap = left is not None and right is None and not self._is_backward()
         # a parameter is what is packed: (b'a')' where it comes first
@@ -654,6 +657,8 @@ class Emulation(Seen):
         """[B, M, K] times [B, K, N], float32 or float64."""
         batch, m, k = a.shape
         n = b.shape[2]
+        if not batch * m * n:
+            raise _Leave
         if batch > 1 and b.stride(0) == 0 and a.numel() and b.numel() and not self._is_backward():
             return self._product("linear", "linear", a.reshape(batch * m, k), b[0])[0].reshape(batch, m, n)
         owner = self._names.owner(b)
@@ -712,6 +717,8 @@ class Emulation(Seen):
         owner = self._names.owner(w)
         op = f"conv_transpose{axes}d" if transposed else f"conv{axes}d"
         macs = _conv_macs(x, w, stride, padding, dilation, transposed)
+        if not x.numel() or not w.numel():
+            raise _Leave
         try:
             product, _ = self._site(op, "conv", x, w, owner)
         except _Leave:
