@@ -412,7 +412,9 @@ def _sample(rows: Tensor, columns: Tensor, bias: Tensor | None) -> _Sample:
     if bias is not None:
         acc += bias.to(rows.dtype).reshape(left.shape[0], 1, columns.shape[1])
     peaks = acc.abs()
-    step = max(-(-depth // _STEPS), 16)
+    # terms that cancel in the end stood in the accumulator on the way: as a random walk of their lengths, at least
+    peaks = torch.maximum(peaks, torch.bmm(left.square(), columns.square().transpose(1, 2)).sqrt())
+    step = max(-(-depth // _STEPS), 1)
     for first in range(0, depth, step):
         part = slice(first, first + step)
         acc = torch.baddbmm(acc, left[..., part], columns[..., part].transpose(1, 2))
@@ -544,7 +546,7 @@ class Product:
         if not np.ndim(plan.weight_offset):
             peaks = np.array(top)
         # a channel that the sample hardly reached may stand out elsewhere
-        peaks = np.maximum(peaks, top / 16)
+        peaks = np.maximum(peaks, top / 8)
         offsets = [acc_offset_for(float(p), gamma, accumulator, headroom) for p in np.atleast_1d(peaks)]
         # in whole octaves above the operands, so that the layer need not be packed again for every batch
         octaves = -(-(np.array(offsets, dtype=np.int64) - input_shift) // gamma) * gamma
