@@ -1,4 +1,4 @@
-"""Where in a model an operation happens: the module that is running, the parameter that an operand is (docs/emulation.md)."""
+"""Where in a model an operation happens: the module that runs, the parameter that an operand is (docs/emulation.md)."""
 
 from __future__ import annotations
 
