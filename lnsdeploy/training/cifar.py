@@ -194,12 +194,11 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 }
 
 # What the files consist of: containers, numbers, texts, and the construction of those stand-ins.
-_OPCODES = frozenset(
-    """PROTO FRAME STOP MARK POP POP_MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE DICT LIST TUPLE TUPLE1 TUPLE2 TUPLE3
-    APPEND APPENDS SETITEM SETITEMS NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 STRING BINSTRING
-    SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE PUT BINPUT LONG_BINPUT GET
-    BINGET LONG_BINGET MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD""".split()
-)
+_NAMES = """PROTO FRAME STOP MARK POP POP_MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE DICT LIST TUPLE TUPLE1 TUPLE2 TUPLE3
+APPEND APPENDS SETITEM SETITEMS NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 STRING BINSTRING
+SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE PUT BINPUT LONG_BINPUT GET
+BINGET LONG_BINGET MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD"""
+_OPCODES = frozenset(_NAMES.split())
 
 
 class _Reader(pickle.Unpickler):
@@ -243,7 +242,7 @@ def _unpickle(file: Path) -> Any:
             if opcode.name not in _OPCODES:
                 raise BadFileError(f"{file}: refused, since it holds the pickle instruction {opcode.name}")
             # a number in the memo makes the reader allocate as many entries
-            if "PUT" in opcode.name and int(argument) > len(data):
+            if "PUT" in opcode.name and isinstance(argument, int) and argument > len(data):
                 raise BadFileError(f"{file}: damaged: an entry numbered {argument}")
         reader = _Reader(io.BytesIO(data), encoding="bytes")
         reader.where = str(file)
