@@ -1,0 +1,405 @@
+"""A model in float32 and in LNS on the same samples: how far they agree, and what each product did."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lnsdeploy.errors import BadValueError, LNSError
+from lnsdeploy.evaluation.models import RANDOM, Model
+from lnsdeploy.evaluation.samples import Batch, Samples
+from lnsdeploy.evaluation.shards import Shards
+
+if TYPE_CHECKING:
+    from lnsdeploy.emulator.records import Seen
+
+# After so many rounds of batches, at most, processes hear of each other.
+_MEETINGS = 64
+
+
+@dataclass
+class Scores:
+    """What is counted of outputs: integers, and sums of floats kept exactly, so that no order of adding matters.
+
+    Args:
+        samples: inputs.
+        places: outputs with a largest score: one a sample, or one a token.
+        agree: places where float32 and LNS have the same largest score.
+        labelled: places whose label is known.
+        float_right, lns_right: where it has the largest score.
+        float_loss, lns_loss: cross entropies, summed over labelled places.
+        signal, noise: squares of the float32 outputs, and of their differences to those of LNS.
+        gradient_signal, gradient_noise: the same of the gradients of all parameters.
+    """
+
+    samples: int = 0
+    places: int = 0
+    agree: int = 0
+    labelled: int = 0
+    float_right: int = 0
+    lns_right: int = 0
+    float_loss: Fraction = Fraction(0)
+    lns_loss: Fraction = Fraction(0)
+    signal: Fraction = Fraction(0)
+    noise: Fraction = Fraction(0)
+    gradient_signal: Fraction = Fraction(0)
+    gradient_noise: Fraction = Fraction(0)
+
+    def merge(self, other: Scores) -> None:
+        """Add what another process counted."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+    def count(self, model: Model, batch: Batch, plain: Tensor, lns: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            plain, lns: outputs in float32 and in LNS, scores along the last axis.
+
+        Raises:
+            BadValueError: the outputs are not what labels and task need, or not finite.
+        """
+        if plain.shape != lns.shape:
+            raise BadValueError(f"{model.name} returns {tuple(plain.shape)} in float32 and {tuple(lns.shape)} in LNS")
+        plain, lns = plain.float().cpu(), lns.float().cpu()
+        if not bool(plain.isfinite().all()):
+            raise BadValueError(f"{model.name} returns numbers that are not finite in float32 already")
+        self.samples += len(plain)
+        # sample by sample: the scores of a vocabulary take much room in float64
+        for number in range(len(plain)):
+            self._count_one(
+                model, plain[number], lns[number], None if batch.labels is None else batch.labels[number].cpu()
+            )
+
+    def _count_one(self, model: Model, plain: Tensor, lns: Tensor, labels: Tensor | None) -> None:
+        self.signal += _squares(plain)
+        self.noise += _squares(plain.double() - lns.double())
+        if model.task == "outputs":
+            return
+        plain, lns = plain.reshape(-1, plain.shape[-1]), lns.reshape(-1, lns.shape[-1])
+        best, found = plain.argmax(-1), lns.argmax(-1)
+        self.places += len(best)
+        self.agree += int((best == found).sum())
+        if labels is None:
+            return
+        labels = labels.reshape(-1)
+        if len(labels) != len(best) or int(labels.max()) >= plain.shape[-1]:
+            raise BadValueError(
+                f"{model.name} returns scores of {plain.shape[-1]} classes at {len(best)} places a sample; the data have "
+                f"{len(labels)} labels up to {int(labels.max())}"
+            )
+        known = labels >= 0
+        plain, lns, labels, best, found = plain[known], lns[known], labels[known], best[known], found[known]
+        self.labelled += len(labels)
+        self.float_right += int((best == labels).sum())
+        self.lns_right += int((found == labels).sum())
+        self.float_loss += _loss(plain, labels)
+        self.lns_loss += _loss(lns, labels)
+
+    def to_dict(self, task: str) -> dict[str, Any]:
+        """Plain data; None for what cannot be known."""
+        losses = {
+            "loss": _ratio(self.lns_loss, self.labelled),
+            "float32_loss": _ratio(self.float_loss, self.labelled),
+        }
+        made: dict[str, Any] = {
+            "samples": self.samples,
+            "agreement": _ratio(Fraction(self.agree), self.places),
+            "logits_sqnr_db": sqnr_db(self.signal, self.noise),
+            "accuracy": _ratio(Fraction(self.lns_right), self.labelled),
+            "float32_accuracy": _ratio(Fraction(self.float_right), self.labelled),
+            **losses,
+        }
+        if task in ("next-token", "masked-token"):
+            made |= {name.replace("loss", "perplexity"): _exponential(value) for name, value in losses.items()}
+        if self.gradient_signal:
+            made["gradients_sqnr_db"] = sqnr_db(self.gradient_signal, self.gradient_noise)
+        return made
+
+
+def sqnr_db(signal: Fraction, noise: Fraction) -> float | None:
+    """Signal to noise in dB; None without either."""
+    if not signal or not noise:
+        return None
+    ratio = signal / noise
+    return 10 * (math.log10(ratio.numerator) - math.log10(ratio.denominator))
+
+
+def _squares(x: Tensor) -> Fraction:
+    value = float(x.double().square().sum())
+    return Fraction(value) if math.isfinite(value) else Fraction(0)
+
+
+def _loss(scores: Tensor, labels: Tensor) -> Fraction:
+    value = float(torch.nn.functional.cross_entropy(scores.double(), labels, reduction="sum")) if len(labels) else 0.0
+    return Fraction(value) if math.isfinite(value) else Fraction(0)
+
+
+def _ratio(value: Fraction, count: int) -> float | None:
+    return float(value / count) if count else None
+
+
+def _exponential(value: float | None) -> float | None:
+    return None if value is None or value > 700 else math.exp(value)
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """The result of :func:`evaluate`.
+
+    Args:
+        model, data: what ran on what.
+        scores: of all processes.
+        seen: what each product did, in all processes.
+        seconds: of the emulated passes, in the process that took longest.
+        float_seconds: of the float32 passes, likewise.
+        settings: datapath, executor, device, batch, processes.
+    """
+
+    model: Model
+    data: Samples
+    scores: Scores
+    seen: Seen
+    seconds: float
+    float_seconds: float
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        seen = self.seen.to_dict()
+        return {
+            "model": self.model.name,
+            "task": self.model.task,
+            "inputs": str(self.model.inputs),
+            "parameters": self.model.parameters,
+            "weights": self.model.weights,
+            "weights_note": self.model.weights_note,
+            "data": self.data.name,
+            "data_source": self.data.source,
+            "labels_note": self.data.labels_note,
+            **self.settings,
+            **self.scores.to_dict(self.model.task),
+            "macs": seen.pop("macs"),
+            "seconds": round(self.seconds, 4),
+            "float32_seconds": round(self.float_seconds, 4),
+            "emulation_seconds": round(seen.pop("seconds"), 4),
+            **seen,
+        }
+
+    def text(self) -> str:
+        """The result for people, a few lines."""
+        found = self.scores.to_dict(self.model.task)
+        random = self.model.weights == RANDOM
+        lines = [
+            f"{self.model.name}: {self.model.parameters:,} parameters, "
+            f"{'RANDOM WEIGHTS' if random else 'weights'} {self.model.weights_note}",
+            f"data: {self.data.source}, {found['samples']} samples",
+        ]
+        parts = []
+        if found["agreement"] is not None:
+            parts.append(f"agrees with float32 on {100 * found['agreement']:.2f} % of the largest scores")
+        sqnr = found["logits_sqnr_db"]
+        parts.append("the outputs are those of float32" if sqnr is None else f"outputs at {sqnr:.1f} dB")
+        if "gradients_sqnr_db" in found:
+            gradient = found["gradients_sqnr_db"]
+            parts.append("gradients exact" if gradient is None else f"gradients at {gradient:.1f} dB")
+        lines.append(", ".join(parts))
+        if found["accuracy"] is not None and self.model.task == "classification":
+            lines.append(
+                f"accuracy {100 * found['accuracy']:.2f} %, float32 {100 * found['float32_accuracy']:.2f} %"
+                + (" (of random weights)" if random else "")
+            )
+        elif found["loss"] is not None:
+            shown = [f"loss {found['loss']:.4f} nats, float32 {found['float32_loss']:.4f}"]
+            if found["perplexity"] is not None and found["float32_perplexity"] is not None:
+                shown.append(f"perplexity {found['perplexity']:.2f}, float32 {found['float32_perplexity']:.2f}")
+            lines.append("; ".join(shown) + (" (of random weights)" if random else ""))
+        elif self.data.labels_note:
+            lines.append(f"no accuracy: {self.data.labels_note}")
+        rate = self.seen.macs / self.seconds / 1e9 if self.seconds else 0.0
+        lines.append(
+            f"{self.seen.macs:,} MACs emulated in {self.seconds:.2f} s ({rate:.2f} GMAC/s), {self.seen.float_macs:,} left "
+            f"in float; {self.settings.get('description', '')}"
+        )
+        if self.seen.not_emulated:
+            lines.append("not emulated: " + ", ".join(f"{n} (×{c})" for n, c in sorted(self.seen.not_emulated.items())))
+        return "\n".join(lines)
+
+
+def evaluate(
+    model: Model,
+    data: Samples,
+    arithmetic: Any,
+    *,
+    executor: str | None = None,
+    device: str = "cpu",
+    batch: int = 64,
+    backward: bool = False,
+    shards: Shards | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation | None:
+    """Run a model over samples in float32 and under emulation.
+
+    Batches are dealt out to the processes whole, and every process sees the first one before its own, so that what is
+    recorded there is recorded by all: the figures are those of a single process, to the bit.
+
+    Args:
+        model: with inputs; moved to `device`.
+        arithmetic: what :func:`lnsdeploy.emulate` takes: a datapath or a recipe.
+        batch: samples at a time. Offsets that are calibrated batch by batch depend on it.
+        backward: also emulate the backward pass of the mean cross entropy, and compare gradients.
+        shards: the processes; one by default.
+        progress: called with the number of samples done, in the first process.
+    Returns: the result in the first process, None in the others.
+
+    Raises:
+        BadValueError: the model does not take the samples, or returns no finite numbers.
+    """
+    shards = shards or Shards()
+    work = shards.together(lambda: _Work(model, data, arithmetic, executor, _device(device, shards), batch, backward))
+    batches = -(-len(data) // batch)
+    own = list(shards.own(batches))
+
+    def record() -> None:
+        if own:
+            work.step(0)
+            if not shards.is_first:
+                work.forget()
+
+    shards.together(record)
+    done = 1 if shards.is_first else 0
+    rounds = -(-batches // shards.world)
+    every = -(-rounds // _MEETINGS)
+    for start in range(0, rounds, every):
+
+        def some(stop: int = start + every) -> None:
+            for number in own[done:stop]:
+                work.step(number)
+
+        shards.together(some)
+        done = max(done, start + every)
+        if progress and shards.is_first:
+            progress(min(len(data), (start + every) * shards.world * batch))
+    told = shards.gather((work.scores, work.seen.to_dict(), work.seconds, work.float_seconds))
+    return _result(model, data, told, work, shards) if shards.is_first else None
+
+
+class _Work:
+    """What one process does, a batch at a time."""
+
+    def __init__(
+        self,
+        model: Model,
+        data: Samples,
+        arithmetic: Any,
+        executor: str | None,
+        device: torch.device,
+        batch: int,
+        backward: bool,
+    ):
+        import lnsdeploy
+
+        self.model, self.data, self.device, self.batch, self.backward = model, data, device, batch, backward
+        model.module.to(device).requires_grad_(backward)
+        self.emulation = lnsdeploy.emulate(arithmetic, backward=backward, executor=executor, model=model.module)
+        self.scores = Scores()
+        self.seconds = self.float_seconds = 0.0
+
+    @property
+    def seen(self) -> Seen:
+        """What the products did so far."""
+        return self.emulation.seen
+
+    def forget(self) -> None:
+        """Count from nothing; what was recorded for later calls stays."""
+        self.scores = Scores()
+        self.emulation.forget()
+
+    def step(self, number: int) -> None:
+        """Run a batch, in float32 and then in LNS, and count it."""
+        batch = self.data.batch(number * self.batch, (number + 1) * self.batch)
+        x = batch.inputs.to(self.device)
+        start = time.perf_counter()
+        try:
+            plain, slopes = self._run(x, batch.labels)
+        except LNSError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise BadValueError(
+                f"{self.model.name} does not take inputs {tuple(x.shape)} of {self.data.name}: {' '.join(str(error).split())}"
+            ) from error
+        middle = time.perf_counter()
+        with self.emulation:
+            lns, found = self._run(x, batch.labels, plain)
+        end = time.perf_counter()
+        self.float_seconds += middle - start
+        self.seconds += end - middle
+        self.scores.count(self.model, batch, plain, lns)
+        for name, slope in slopes.items():
+            self.scores.gradient_signal += _squares(slope)
+            self.scores.gradient_noise += _squares(slope.double() - found[name].double())
+
+    def _run(self, x: Tensor, labels: Tensor | None, plain: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Outputs, and with a backward pass the gradients of all parameters."""
+        if not self.backward:
+            with torch.no_grad():
+                return self._finished(self.model(x)), {}
+        scores = self.model(x)
+        # without labels, those that float32 would give
+        best = (scores if plain is None else plain).detach().argmax(-1)
+        targets = best if labels is None else labels.to(scores.device)
+        loss = torch.nn.functional.cross_entropy(
+            scores.reshape(-1, scores.shape[-1]).float(), targets.reshape(-1), ignore_index=-1
+        )
+        loss.backward()  # type: ignore[no-untyped-call]
+        slopes = {n: p.grad for n, p in self.model.module.named_parameters() if p.grad is not None}
+        self.model.module.zero_grad(set_to_none=True)
+        return self._finished(scores.detach()), slopes
+
+    def _finished(self, x: Tensor) -> Tensor:
+        # a GPU computes on while Python measures nothing
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        return x
+
+
+def _device(name: str, shards: Shards) -> torch.device:
+    """The device of this process: with several GPUs, each process of a machine has its own.
+
+    Raises:
+        BadValueError: there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise BadValueError(f"device must be cpu, cuda, cuda:N or auto, not {name!r}") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise BadValueError(f"{name}: this torch finds no GPU here; use --device cpu")
+        count = torch.cuda.device_count()
+        index = shards.local_rank % count if device.index is None else device.index
+        if index >= count:
+            raise BadValueError(f"{name}: there are {count} GPUs, counted from 0")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    return device
+
+
+def _result(
+    model: Model, data: Samples, told: list[tuple[Scores, dict[str, Any], float, float]], work: _Work, shards: Shards
+) -> Evaluation:
+    scores, seen = work.scores, work.seen
+    for other, counters, _, _ in told[1:]:
+        scores.merge(other)
+        seen.merge(counters)
+    settings = {"device": str(work.device.type), "batch": work.batch, "processes": shards.world}
+    return Evaluation(model, data, scores, seen, max(t[2] for t in told), max(t[3] for t in told), settings)
