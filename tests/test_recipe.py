@@ -6,7 +6,7 @@ import pytest
 
 from lnsdeploy.errors import BadFileError, BadTypeError, BadValueError, UnknownNameError
 from lnsdeploy.formats import LNSFormat
-from lnsdeploy.training.recipe import LayerRecipe, Recipe, load_recipe
+from lnsdeploy.recipe import LayerRecipe, Recipe, load_recipe
 
 NARROW = LayerRecipe(LNSFormat(4, 2), LNSFormat(6, 4), "tensor", "lsq", "lns-madam-8")
 RECIPE = Recipe(LayerRecipe(), (("block.*", NARROW), ("*.conv2", LayerRecipe(None, None))))
