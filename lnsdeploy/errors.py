@@ -50,3 +50,11 @@ class UnsupportedError(LNSError, NotImplementedError):
 
 class CheckFailedError(LNSError, RuntimeError):
     """A check that the user asked for failed (exit status 1 on the command line)."""
+
+
+class OtherProcessError(LNSError, RuntimeError):
+    """Another process of the same run failed; the message is its own."""
+
+
+class SilentExit(Exception):
+    """This process ends because another failed, which says so itself (exit status 2 on the command line)."""

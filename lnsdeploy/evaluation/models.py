@@ -35,6 +35,7 @@ from lnsdeploy.errors import (
 )
 from lnsdeploy.evaluation import weights as _weights
 from lnsdeploy.evaluation.inputs import ImageInput, Input, TensorInput, TokenInput
+from lnsdeploy.evaluation.names import LIBRARIES, is_model_name
 
 Task = Literal["classification", "next-token", "masked-token", "outputs"]
 
@@ -42,8 +43,6 @@ PRETRAINED, RANDOM, FILE, OWN = "pretrained", "random", "file", "own"
 
 # Sequences that a language model gets by default: long enough for attention to matter, and seconds an item on a CPU.
 LENGTH = 128
-
-_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 # Well-known names whose configuration is that of a family with these sizes, for machines that cannot ask for it.
 # Sources: Radford et al. 2019 (GPT-2), Sanh et al. 2019 (DistilGPT2), Devlin et al. 2019 (BERT), Dosovitskiy et al.
@@ -127,17 +126,6 @@ def scores_of(output: Any, name: str) -> Tensor:
     )
 
 
-def is_model_name(source: str) -> bool:
-    """Whether a text names a model (``timm:…``, ``FILE.py:CALLABLE``, ``PACKAGE.MODULE:CALLABLE``), not a file."""
-    library, _, rest = source.partition(":")
-    if library in LIBRARIES and rest:
-        return True
-    place, colon, function = source.rpartition(":")
-    if not colon or not _DOTTED.fullmatch(function) or Path(source).exists():
-        return False
-    return place.endswith(".py") or _DOTTED.fullmatch(place) is not None
-
-
 def load_model(
     source: str,
     *,
@@ -180,7 +168,7 @@ def load_model(
     with warnings.catch_warnings():
         # libraries warn about their own futures
         warnings.simplefilter("ignore")
-        model = LIBRARIES[library](request) if library in LIBRARIES else _load_callable(request)
+        model = _LOADERS[library](request) if library in _LOADERS else _load_callable(request)
     if weights not in (None, PRETRAINED, RANDOM):
         _weights.load_file(model.module, weights)
         model = replace(model, weights=FILE, weights_note=f"from {weights}")
@@ -787,7 +775,7 @@ def _settled(request: _Request, model: Model) -> Model:
     return model
 
 
-LIBRARIES: dict[str, Callable[[_Request], Model]] = {
+_LOADERS: dict[str, Callable[[_Request], Model]] = {
     "timm": _load_timm,
     "hf": _load_hf,
     "torchvision": _load_torchvision,

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lnsdeploy.errors import BadValueError, LNSError
-from lnsdeploy.evaluation.models import RANDOM, Model
-from lnsdeploy.evaluation.samples import Batch, Samples
+from lnsdeploy.evaluation.models import PRETRAINED, RANDOM, Model, load_model, with_inputs
+from lnsdeploy.evaluation.samples import Batch, Samples, native_shape, open_samples
 from lnsdeploy.evaluation.shards import Shards
+from lnsdeploy.evaluation.weights import digest
 
 if TYPE_CHECKING:
     from lnsdeploy.emulator.records import Seen
+
+# The arithmetic where none is named, and samples at a time.
+DATAPATH = "lns-madam-8"
+IMAGES, SEQUENCES = 16, 4
 
 # After so many rounds of batches, at most, processes hear of each other.
 _MEETINGS = 64
@@ -92,8 +101,8 @@ class Scores:
         labels = labels.reshape(-1)
         if len(labels) != len(best) or int(labels.max()) >= plain.shape[-1]:
             raise BadValueError(
-                f"{model.name} returns scores of {plain.shape[-1]} classes at {len(best)} places a sample; the data have "
-                f"{len(labels)} labels up to {int(labels.max())}"
+                f"{model.name} returns scores of {plain.shape[-1]} classes at {len(best)} places a sample; the data "
+                f"have {len(labels)} labels up to {int(labels.max())}"
             )
         known = labels >= 0
         plain, lns, labels, best, found = plain[known], lns[known], labels[known], best[known], found[known]
@@ -225,12 +234,146 @@ class Evaluation:
             lines.append(f"no accuracy: {self.data.labels_note}")
         rate = self.seen.macs / self.seconds / 1e9 if self.seconds else 0.0
         lines.append(
-            f"{self.seen.macs:,} MACs emulated in {self.seconds:.2f} s ({rate:.2f} GMAC/s), {self.seen.float_macs:,} left "
-            f"in float; {self.settings.get('description', '')}"
+            f"{self.seen.macs:,} MACs emulated in {self.seconds:.2f} s ({rate:.2f} GMAC/s), {self.seen.float_macs:,} "
+            f"left in float; {self.settings.get('description', '')}"
         )
         if self.seen.not_emulated:
             lines.append("not emulated: " + ", ".join(f"{n} (×{c})" for n, c in sorted(self.seen.not_emulated.items())))
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be run, as on the command line.
+
+    Args:
+        source: the model's name (:func:`~lnsdeploy.evaluation.models.load_model`).
+        data, data_dir: the data set (:func:`~lnsdeploy.evaluation.samples.open_samples`).
+        datapath, recipe: the arithmetic; `datapath` alone for all products, or as what a recipe's layers have that name
+            none.
+        executor: None for the fastest.
+        device: cpu, cuda, cuda:N or auto.
+        batch: samples at a time; None for 16 images or 4 texts.
+        limit: the first so many samples.
+        weights, seed, image_size, length, settings: of the model.
+        backward: whether to emulate the backward pass too.
+        threads: of torch. One by default, so that floats between the products are added in one order, on every machine
+            and in any number of processes; the native library takes all cores, its words do not depend on them.
+    """
+
+    source: str
+    data: str = "synthetic"
+    data_dir: Path | None = None
+    datapath: str | None = None
+    recipe: Path | None = None
+    executor: str | None = None
+    device: str = "cpu"
+    batch: int | None = None
+    limit: int | None = None
+    weights: str | None = None
+    seed: int = 0
+    image_size: int | None = None
+    length: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    backward: bool = False
+    threads: int = 1
+
+    @classmethod
+    def from_options(cls, source: str, *, settings: Sequence[str] = (), **options: Any) -> Request:
+        """From the command line's options; those that are None, or not for here, are left out.
+
+        Args:
+            settings: texts ``KEY=VALUE``; a value is a number, true, false, or null as in JSON, or else a text.
+
+        Raises:
+            BadValueError: a setting is not of that form.
+        """
+        known = {each.name for each in fields(cls)}
+        found = {name: value for name, value in options.items() if name in known and value is not None}
+        return cls(source, settings=dict(_setting(text) for text in settings), **found)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise BadValueError(f"a setting is KEY=VALUE, not {text!r}")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@contextmanager
+def _no_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    yield lambda done: None
+
+
+def run(request: Request, shards: Shards | None = None, bar: Bar = _no_bar) -> Evaluation | None:
+    """Load, open, and evaluate what was asked for, in all processes.
+
+    Args:
+        bar: makes a progress bar of a label and a total.
+    Returns: the result in the first process, None in the others.
+
+    Raises: as :func:`load_together`, :func:`~lnsdeploy.evaluation.samples.open_samples` and :func:`evaluate`.
+    """
+    shards = shards or Shards()
+    with _torch_threads(request.threads):
+        model = load_together(
+            shards,
+            request.source,
+            weights=request.weights,
+            seed=request.seed,
+            image_size=request.image_size,
+            length=request.length,
+            settings=request.settings,
+        )
+        model, data = shards.together(lambda: _open(request, model))
+        batch = request.batch or (SEQUENCES if model.sequence else IMAGES)
+        with bar("samples", len(data)) if shards.is_first else _no_bar("", 0) as progress:
+            return evaluate(
+                model,
+                data,
+                _arithmetic(request),
+                executor=request.executor,
+                device=request.device,
+                batch=batch,
+                backward=request.backward,
+                shards=shards,
+                progress=progress,
+            )
+
+
+def _open(request: Request, model: Model) -> tuple[Model, Samples]:
+    model = with_inputs(model, native_shape(request.data))
+    if model.inputs is None:
+        raise BadValueError(f"{model.name} does not say what it takes")
+    data = open_samples(
+        request.data,
+        model.inputs,
+        data_dir=request.data_dir,
+        classes=model.classes,
+        seed=request.seed,
+        limit=request.limit,
+    )
+    return model, data
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _arithmetic(request: Request) -> Any:
+    return request.recipe or request.datapath or DATAPATH
 
 
 def evaluate(
@@ -277,18 +420,19 @@ def evaluate(
     done = 1 if shards.is_first else 0
     rounds = -(-batches // shards.world)
     every = -(-rounds // _MEETINGS)
-    for start in range(0, rounds, every):
-
-        def some(stop: int = start + every) -> None:
-            for number in own[done:stop]:
-                work.step(number)
-
-        shards.together(some)
-        done = max(done, start + every)
+    for stop in range(every, rounds + every, every):
+        mine = own[done:stop]
+        done = stop
+        shards.together(partial(_steps, work, mine))
         if progress and shards.is_first:
-            progress(min(len(data), (start + every) * shards.world * batch))
+            progress(min(len(data), stop * shards.world * batch))
     told = shards.gather((work.scores, work.seen.to_dict(), work.seconds, work.float_seconds))
     return _result(model, data, told, work, shards) if shards.is_first else None
+
+
+def _steps(work: _Work, numbers: list[int]) -> None:
+    for number in numbers:
+        work.step(number)
 
 
 class _Work:
@@ -315,7 +459,8 @@ class _Work:
     @property
     def seen(self) -> Seen:
         """What the products did so far."""
-        return self.emulation.seen
+        found: Seen = self.emulation.seen
+        return found
 
     def forget(self) -> None:
         """Count from nothing; what was recorded for later calls stays."""
@@ -332,9 +477,8 @@ class _Work:
         except LNSError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise BadValueError(
-                f"{self.model.name} does not take inputs {tuple(x.shape)} of {self.data.name}: {' '.join(str(error).split())}"
-            ) from error
+            why = " ".join(str(error).split())
+            raise BadValueError(f"{self.model.name} does not take inputs {tuple(x.shape)}: {why}") from error
         middle = time.perf_counter()
         with self.emulation:
             lns, found = self._run(x, batch.labels, plain)
@@ -352,12 +496,17 @@ class _Work:
             with torch.no_grad():
                 return self._finished(self.model(x)), {}
         scores = self.model(x)
+        if self.model.task == "outputs":
+            return self._gradients(scores, scores.float().square().mean())
         # without labels, those that float32 would give
         best = (scores if plain is None else plain).detach().argmax(-1)
         targets = best if labels is None else labels.to(scores.device)
         loss = torch.nn.functional.cross_entropy(
             scores.reshape(-1, scores.shape[-1]).float(), targets.reshape(-1), ignore_index=-1
         )
+        return self._gradients(scores, loss)
+
+    def _gradients(self, scores: Tensor, loss: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         loss.backward()  # type: ignore[no-untyped-call]
         slopes = {n: p.grad for n, p in self.model.module.named_parameters() if p.grad is not None}
         self.model.module.zero_grad(set_to_none=True)
@@ -392,6 +541,29 @@ def _device(name: str, shards: Shards) -> torch.device:
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     return device
+
+
+def load_together(shards: Shards, source: str, *, weights: str | None, **options: Any) -> Model:
+    """A model with the same weights in all processes: the first decides between pretrained and random ones.
+
+    Args: as :func:`~lnsdeploy.evaluation.models.load_model`.
+
+    Raises:
+        OtherProcessError: processes came to other weights, say because a file differs between machines.
+    """
+    first = shards.together(lambda: load_model(source, weights=weights, **options) if shards.is_first else None)
+    kind, note = shards.broadcast((first.weights, first.weights_note) if first else ("", ""))
+    choice = kind if weights is None and kind in (PRETRAINED, RANDOM) else weights
+    model = shards.together(lambda: first or load_model(source, weights=choice, **options))
+
+    def check() -> None:
+        mine = digest(model.module)
+        if (others := shards.broadcast(mine)) != mine:
+            raise BadValueError(f"{source} has other weights here than in the first process ({mine}, there {others})")
+
+    if shards.world > 1:
+        shards.together(check)
+    return replace(model, weights_note=note)
 
 
 def _result(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lnsdeploy.errors import BadValueError, LNSError, MissingDependencyError
+from lnsdeploy.errors import BadValueError, LNSError, MissingDependencyError, OtherProcessError, SilentExit
 
 T = TypeVar("T")
 
@@ -21,14 +21,6 @@ BACKENDS = ("gloo", "nccl")
 
 # The first process may download weights while the others wait.
 _PATIENCE = datetime.timedelta(hours=6)
-
-
-class OtherProcessError(LNSError, RuntimeError):
-    """Another process failed: the message is its own."""
-
-
-class SilentExit(Exception):
-    """This process ends because another failed, which says so itself."""
 
 
 @dataclass(frozen=True)
