@@ -69,6 +69,7 @@ class Shards:
         if self.is_first:
             rank, text = failed[0]
             raise OtherProcessError(f"process {rank} of {self.world}: {text}")
+        self._await_first()
         raise SilentExit
 
     def gather(self, value: T) -> list[T]:
@@ -92,6 +93,13 @@ class Shards:
         with self._alive():
             distributed.broadcast_object_list(found, src=0)
         return found[0]
+
+    def _await_first(self) -> None:
+        """Wait until the first process has ended, having said why: torchrun kills all as soon as one ends."""
+        from torch import distributed
+
+        with contextlib.suppress(RuntimeError):
+            distributed.barrier()
 
     def _exchange(self, value: Any) -> list[Any]:
         from torch import distributed
@@ -162,11 +170,10 @@ def processes(backend: str = "gloo") -> Iterator[Shards]:
         raise OtherProcessError(
             f"process {shards.rank} cannot join the others: {' '.join(str(error).split())}"
         ) from error
-    try:
-        with share_cores(shards):
-            yield shards
-    finally:
-        distributed.destroy_process_group()
+    with share_cores(shards):
+        # after an error the connections stay until the process ends, which the others wait for
+        yield shards
+    distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
