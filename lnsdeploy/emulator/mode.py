@@ -200,6 +200,8 @@ class Emulation(Seen):
         self._forward: OrderedDict[int, _Forward] = OrderedDict()
         self._last_backward: tuple[int, list[str]] = (-1, [])
         self._known: dict[str, Placed] = {}
+        # set by whoever enters many times and changes no parameter between: packed weights are kept then
+        self.frozen = False
         self._exit: contextlib.ExitStack | None = None
         self._checked = False
 
@@ -209,7 +211,8 @@ class Emulation(Seen):
         if self._exit is not None or getattr(_ACTIVE, "emulation", None) is not None:
             raise BadValueError("an emulation is already active here; emulations do not nest")
         # data that the parameters held may have been changed where no counter saw it
-        self._weights.clear()
+        if not self.frozen:
+            self._weights.clear()
         with contextlib.ExitStack() as stack:
             for unfused in _unfused():
                 stack.enter_context(unfused)

@@ -170,6 +170,16 @@ class ProductRecord(Mapping[str, Any]):
             self.signal += Fraction(signal)
             self.noise += Fraction(noise)
 
+    def clear(self) -> None:
+        """Count from nothing; what the product is stays."""
+        fresh = ProductRecord(self.name, self.op)
+        for name in ("calls", "macs", "words", "saturated", "flushed", "seconds", "signal", "noise"):
+            setattr(self, name, getattr(fresh, name))
+        for name in ("inputs", "weights", "outputs"):
+            histogram = getattr(self, name)
+            if histogram is not None:
+                setattr(self, name, CodeHistogram(histogram.format))
+
     def merge(self, other: ProductRecord) -> None:
         """Add what another process counted for the same product."""
         for name in ("calls", "macs", "words", "saturated", "flushed", "seconds", "signal", "noise"):
@@ -241,6 +251,13 @@ class Seen:
         entry = self.left_float.setdefault(name, {"calls": 0, "macs": 0})
         entry["calls"] += 1
         entry["macs"] += macs
+
+    def forget(self) -> None:
+        """Count from nothing. What was recorded for later calls, and packed, stays."""
+        for record in self.records.values():
+            record.clear()
+        self.not_emulated.clear()
+        self.left_float.clear()
 
     def merge(self, other: Seen | Mapping[str, Any]) -> None:
         """Add what another emulation of the same model saw, given itself or as its :meth:`to_dict`.

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lnsdeploy.datapath import load_datapath
+from lnsdeploy.emulator.backends import backend_for
 from lnsdeploy.errors import BadValueError, LNSError
 from lnsdeploy.evaluation.models import PRETRAINED, RANDOM, Model, load_model, with_inputs
 from lnsdeploy.evaluation.samples import Batch, Samples, native_shape, open_samples
 from lnsdeploy.evaluation.shards import Shards
 from lnsdeploy.evaluation.weights import digest
+from lnsdeploy.recipe import LayerRecipe, Recipe, load_recipe
 
 if TYPE_CHECKING:
     from lnsdeploy.emulator.records import Seen
@@ -235,11 +238,17 @@ class Evaluation:
         rate = self.seen.macs / self.seconds / 1e9 if self.seconds else 0.0
         lines.append(
             f"{self.seen.macs:,} MACs emulated in {self.seconds:.2f} s ({rate:.2f} GMAC/s), {self.seen.float_macs:,} "
-            f"left in float; {self.settings.get('description', '')}"
+            f"left in float; {self._ran_on()}"
         )
         if self.seen.not_emulated:
             lines.append("not emulated: " + ", ".join(f"{n} (×{c})" for n, c in sorted(self.seen.not_emulated.items())))
         return "\n".join(lines)
+
+    def _ran_on(self) -> str:
+        base, how = self.settings["datapath"], self.settings
+        named = "datapaths of the recipe" if base is None else f"datapath {base['name']} ({base['fingerprint']})"
+        processes = f", {how['processes']} processes" if how["processes"] > 1 else ""
+        return f"{named}, executor {how['executor']}, batches of {how['batch']}{processes}"
 
 
 @dataclass(frozen=True)
@@ -373,7 +382,18 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 
 def _arithmetic(request: Request) -> Any:
-    return request.recipe or request.datapath or DATAPATH
+    """The datapath, or the recipe, whose layers have the datapath that is named beside it where they name none."""
+    if request.recipe is None:
+        return request.datapath or DATAPATH
+    if request.datapath is None:
+        return load_recipe(request.recipe)
+    datapath = load_datapath(request.datapath)
+    recipe = load_recipe(request.recipe, base=LayerRecipe(datapath.weight, datapath.activation))
+
+    def filled(layer: LayerRecipe) -> LayerRecipe:
+        return layer if layer.is_float or layer.datapath else replace(layer, datapath=request.datapath)
+
+    return Recipe(filled(recipe.default), tuple((match, filled(layer)) for match, layer in recipe.layers))
 
 
 def evaluate(
@@ -409,14 +429,12 @@ def evaluate(
     work = shards.together(lambda: _Work(model, data, arithmetic, executor, _device(device, shards), batch, backward))
     batches = -(-len(data) // batch)
     own = list(shards.own(batches))
-
-    def record() -> None:
-        if own:
-            work.step(0)
-            if not shards.is_first:
-                work.forget()
-
-    shards.together(record)
+    if work.records:
+        # the first process records, on the first batch, for all
+        shards.together(lambda: work.step(0) if shards.is_first else None)
+        recorded = shards.broadcast(work.emulation.calibration() if shards.is_first else {})
+        shards.together(lambda: None if shards.is_first else work.emulation.load_calibration(recorded))
+    shards.together(partial(_first, work, own, shards))
     done = 1 if shards.is_first else 0
     rounds = -(-batches // shards.world)
     every = -(-rounds // _MEETINGS)
@@ -428,6 +446,14 @@ def evaluate(
             progress(min(len(data), stop * shards.world * batch))
     told = shards.gather((work.scores, work.seen.to_dict(), work.seconds, work.float_seconds))
     return _result(model, data, told, work, shards) if shards.is_first else None
+
+
+def _first(work: _Work, own: Sequence[int], shards: Shards) -> None:
+    """The first process runs the first batch, unless it has; the others pack their weights."""
+    if shards.is_first and not work.records:
+        work.step(0)
+    if not shards.is_first and own:
+        work.warm(own[0])
 
 
 def _steps(work: _Work, numbers: list[int]) -> None:
@@ -453,18 +479,25 @@ class _Work:
         self.model, self.data, self.device, self.batch, self.backward = model, data, device, batch, backward
         model.module.to(device).requires_grad_(backward)
         self.emulation = lnsdeploy.emulate(arithmetic, backward=backward, executor=executor, model=model.module)
+        self.emulation.frozen = True
+        recipe = self.emulation.recipe
+        # whether anything of one batch matters to the next
+        self.records = any(
+            layer.offsets == "recorded" for layer in (recipe.default, *(layer for _, layer in recipe.layers))
+        )
         self.scores = Scores()
         self.seconds = self.float_seconds = 0.0
 
     @property
     def seen(self) -> Seen:
         """What the products did so far."""
-        found: Seen = self.emulation.seen
-        return found
+        return self.emulation
 
-    def forget(self) -> None:
-        """Count from nothing; what was recorded for later calls stays."""
-        self.scores = Scores()
+    def warm(self, number: int) -> None:
+        """Encode and pack weights, on one sample, and forget what was counted: the first process counts them."""
+        first = number * self.batch
+        with self.emulation:
+            self._run(self.data.batch(first, first + 1).inputs.to(self.device), None)
         self.emulation.forget()
 
     def step(self, number: int) -> None:
@@ -573,5 +606,16 @@ def _result(
     for other, counters, _, _ in told[1:]:
         scores.merge(other)
         seen.merge(counters)
-    settings = {"device": str(work.device.type), "batch": work.batch, "processes": shards.world}
+    emulation = work.emulation
+    name = backend_for(emulation.executor, work.device).name
+    base = emulation.base
+    settings = {
+        "datapath": None if base is None else {"name": base.name, "fingerprint": base.fingerprint},
+        "recipe": emulation.recipe.to_dict(),
+        "executor": name,
+        "device": work.device.type,
+        "batch": work.batch,
+        "backward": work.backward,
+        "processes": shards.world,
+    }
     return Evaluation(model, data, scores, seen, max(t[2] for t in told), max(t[3] for t in told), settings)
