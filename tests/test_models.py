@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 import json
 import pickle
 import socket
@@ -12,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -47,11 +47,12 @@ def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def library(name: str):
-    """timm or torchvision or transformers, as the loader imports it."""
-    if name in ("timm", "torchvision"):
-        pytest.importorskip("torchvision", reason="torchvision is not installed", exc_type=ImportError)
+    """timm, torchvision or transformers, as the loader imports it."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    if importlib.util.find_spec("torchvision") is not None:
         models._torchvision()
-    return pytest.importorskip(name, reason=f"{name} is not installed")
+    return importlib.import_module(name)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -112,7 +113,7 @@ def test_a_callable_of_a_file() -> None:
 
 def test_settings_reach_the_callable() -> None:
     assert load_model(small("decoder"), settings={"length": 7}).inputs == TokenInput(257, 7)
-    with pytest.raises(BadValueError, match="raised TypeError: .*unexpected keyword argument 'wide'"):
+    with pytest.raises(BadValueError, match=r"raised TypeError: .*unexpected keyword argument 'wide'"):
         load_model(small("decoder"), settings={"wide": 7})
 
 
@@ -312,7 +313,7 @@ def test_random_weights_hide_nothing() -> None:
     sample = 3 * torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + 1
     weights.settle_(made, sample, 0)
     assert made[1].weight.tolist() == [1, 1, 1, 1]
-    assert 0.05 < float(made[3].weight.std()) < 0.2
+    assert 0.05 < float(made[3].weight.detach().std()) < 0.2
     with torch.no_grad():
         after = made[:2](sample)
     assert after.mean(dim=(0, 2, 3)).abs().max() < 1e-4
@@ -325,10 +326,15 @@ def test_a_host_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(weights, "PATIENCE", 0.2)
     monkeypatch.setattr(weights.urllib.request, "getproxies", lambda: {})
-    monkeypatch.setattr(socket, "create_connection", lambda *a, **k: time.sleep(5))
+
+    def silent(address, timeout):
+        time.sleep(2)
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", silent)
     start = time.perf_counter()
     assert weights.unreachable("https://hub.invalid/x") == "hub.invalid does not answer"
-    assert time.perf_counter() - start < 4
+    assert time.perf_counter() - start < 1.9
 
     def refuse(address, timeout):
         raise ConnectionRefusedError(111, "Connection refused")
@@ -373,8 +379,8 @@ def test_timm() -> None:
     made = load_model("timm:resnet10t", seed=3)
     assert made.weights == "random"
     assert made.weights_note == (
-        "random (seed 3), since there are no pretrained ones here: not in the cache, and not to be downloaded (no network "
-        "in tests)"
+        "random (seed 3), since there are no pretrained ones here: not in the cache, and not to be downloaded "
+        "(no network in tests)"
     )
     assert (made.classes, made.task) == (1000, "classification")
     assert made.inputs.interpolation == "bicubic"
@@ -405,7 +411,7 @@ def test_timm_sizes_and_settings() -> None:
             "timm:resnet5O",
             {},
             UnknownNameError,
-            r"unknown timm model 'resnet5O'; did you mean 'resnet50' or .*\d names",
+            r"unknown timm model 'resnet5O'; did you mean 'resnet.*\d names",
         ),
         ("timm:resnet50.b1_in1k", {}, UnknownNameError, "unknown weights of timm:resnet50 'b1_in1k'; did you mean"),
         ("timm:resnet10t", {"settings": {"widht": 2}}, BadValueError, "with .'widht': 2. cannot be made: "),

@@ -653,9 +653,10 @@ def _load_callable(request: _Request) -> Model:
         raise BadValueError(
             f"{request.source} has the weights that it gives itself; name a file, or leave --weights out"
         )
+    # a file that seeds torch itself does not choose the weights
+    with torch.random.fork_rng(devices=[]):
+        made: Any = _import(place, request.source)
     with _weights.seeded(request.seed):
-        home = _import(place, request.source)
-        made: Any = home
         for part in function.split("."):
             if not hasattr(made, part):
                 raise UnknownNameError(f"name in {place}", part, [n for n in vars(made) if not n.startswith("_")])

@@ -249,7 +249,7 @@ class _Normal:
     def __call__(self, pixels: Pixels) -> Tensor:
         """float32 [channels, height, width] of uint8 [1 or 3, any, any]: size, channels, then normalised."""
         channels, height, width = self.inputs.shape
-        image = torch.from_numpy(np.ascontiguousarray(pixels)).float()
+        image = torch.from_numpy(np.array(pixels, dtype=np.float32))
         if image.shape[0] != channels:
             # grey is what the eye sees of a colour (Rec. 601); a colour of a grey is grey
             grey = (
