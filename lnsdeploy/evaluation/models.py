@@ -346,6 +346,16 @@ def _load_timm(request: _Request) -> Model:
     )
 
 
+def imagenet_synsets() -> list[str]:
+    """The WordNet numbers of ImageNet's 1,000 classes in their order, as timm has them; none without timm."""
+    try:
+        with contextlib.suppress(MissingDependencyError):
+            _torchvision()
+        return list(_need("timm.data", "timm").ImageNetInfo().label_names())
+    except (MissingDependencyError, AttributeError):
+        return []
+
+
 def _interpolation(value: Any) -> Any:
     name = str(getattr(value, "value", value) or "bilinear").lower()
     return name if name in ("bilinear", "bicubic", "nearest", "lanczos") else "bilinear"

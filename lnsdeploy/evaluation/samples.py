@@ -344,12 +344,9 @@ def _class_numbers(names: list[str], classes: int | None) -> tuple[dict[str, int
     if classes is None or len(names) == classes:
         return {name: number for number, name in enumerate(names)}, ""
     if classes == 1000 and all(_SYNSET.fullmatch(name) for name in names):
-        try:
-            from timm.data import ImageNetInfo
+        from lnsdeploy.evaluation.models import imagenet_synsets
 
-            known = {name: number for number, name in enumerate(ImageNetInfo().label_names())}
-        except Exception:  # absent, or a timm that keeps it elsewhere
-            known = {}
+        known = {name: number for number, name in enumerate(imagenet_synsets())}
         if all(name in known for name in names):
             return {name: known[name] for name in names}, ""
     return {}, f"{len(names)} folders do not name which of the model's {classes} classes they are"
