@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import nn
 
@@ -68,7 +70,7 @@ def recurrent():
 
 
 def failing():
-    """Works until the third sample that begins with a large number: a failure in the middle of a run."""
+    """Fails in the middle of a run, in one process, or is killed there: FAIL_IN and FAIL_BY say where and how."""
 
     class Fails(nn.Module):
         def __init__(self):
@@ -78,9 +80,7 @@ def failing():
 
         def forward(self, x):
             self.calls += 1
-            import os
-
-            if os.environ.get("FAIL_IN") == os.environ.get("RANK", "0") and self.calls > 4:
+            if os.environ.get("FAIL_IN") == os.environ.get("RANK", "0") and self.calls > 5:
                 if os.environ.get("FAIL_BY") == "kill":
                     os.kill(os.getpid(), 9)
                 raise RuntimeError("out of luck\nin two lines")

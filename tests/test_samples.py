@@ -107,7 +107,7 @@ def test_digits_as_a_model_wants_them() -> None:
     found = load_data("digits")
     batch = made.batch(0, 360)
     assert torch.allclose(batch.inputs, torch.tensor(found.test_x), atol=1 / 255)
-    assert torch.equal(batch.labels, torch.from_numpy(found.test_y))
+    assert torch.equal(batch.labels, torch.tensor(found.test_y))
     larger = (
         open_samples("digits", ImageInput((3, 16, 24), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)), limit=2).batch(0, 2).inputs
     )

@@ -761,9 +761,11 @@ def with_inputs(model: Model, shape: tuple[int, ...] | None) -> Model:
     """
     if model.inputs is not None:
         return model
-    if shape is not None and len(shape) == 3:
-        return replace(model, inputs=ImageInput((shape[0], shape[1], shape[2])))
     first = next((p for p in model.module.modules() if isinstance(p, (nn.Linear, nn.modules.conv._ConvNd))), None)
+    if shape is not None and len(shape) == 3:
+        # grey images for a net that sees colours are made so
+        sees = first.in_channels if isinstance(first, nn.Conv2d) and first.in_channels in (1, 3) else shape[0]
+        return replace(model, inputs=ImageInput((sees, shape[1], shape[2])))
     if isinstance(first, nn.Linear):
         return replace(model, inputs=TensorInput((first.in_features,)), task="outputs")
     raise BadValueError(

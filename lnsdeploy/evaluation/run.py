@@ -237,9 +237,10 @@ class Evaluation:
             lines.append("; ".join(shown) + (" (of random weights)" if random else ""))
         elif self.data.labels_note:
             lines.append(f"no accuracy: {self.data.labels_note}")
-        rate = self.seen.macs / self.seconds / 1e9 if self.seconds else 0.0
+        rate = self.seen.macs / self.seconds / 1e6 if self.seconds else 0.0
+        speed = f"{rate / 1000:.2f} G" if rate >= 1000 else f"{rate:.1f} M"
         lines.append(
-            f"{self.seen.macs:,} MACs emulated in {self.seconds:.2f} s ({rate:.2f} GMAC/s), {self.seen.float_macs:,} "
+            f"{self.seen.macs:,} MACs emulated in {self.seconds:.2f} s ({speed}MAC/s), {self.seen.float_macs:,} "
             f"left in float; {self._ran_on()}"
         )
         if self.seen.not_emulated:
@@ -594,12 +595,14 @@ def load_together(shards: Shards, source: str, *, weights: str | None, **options
     choice = kind if weights is None and kind in (PRETRAINED, RANDOM) else weights
     model = shards.together(lambda: first or load_model(source, weights=choice, **options))
 
-    def check() -> None:
-        mine = digest(model.module)
-        if (others := shards.broadcast(mine)) != mine:
-            raise BadValueError(f"{source} has other weights here than in the first process ({mine}, there {others})")
-
     if shards.world > 1:
+        mine = digest(model.module)
+        theirs = shards.broadcast(mine)
+
+        def check() -> None:
+            if theirs != mine:
+                raise BadValueError(f"{source} has other weights here than in the first process: {mine}, not {theirs}")
+
         shards.together(check)
     return replace(model, weights_note=note)
 

@@ -70,7 +70,7 @@ class Shards:
             rank, text = failed[0]
             raise OtherProcessError(f"process {rank} of {self.world}: {text}")
         self._await_first()
-        raise SilentExit
+        raise SilentExit from error
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes, in their order; in the first process, an empty list elsewhere."""
