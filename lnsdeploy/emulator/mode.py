@@ -113,8 +113,8 @@ class _Site:
 
 
 class _Contiguous(TorchFunctionMode):
-    """Makes the inputs of linear layers contiguous where torch would otherwise add the bias behind the product, in float,
-    instead of into the accumulator."""
+    """Makes the inputs of linear layers contiguous, because torch would otherwise add the bias behind the product, in
+    float, instead of into the accumulator."""
 
     _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 

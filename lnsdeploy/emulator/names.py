@@ -1,4 +1,4 @@
-"""Where in a model an operation happens: the module that is running, the parameter that an operand is (docs/emulation.md)."""
+"""Where in a model an operation happens: the module that runs, the parameter that an operand is (docs/emulation.md)."""
 
 from __future__ import annotations
 
@@ -181,9 +181,13 @@ class Names:
             frame = stack[-1]
             for name, tensor in frame.module._parameters.items():
                 if tensor is held:
-                    return _joined(frame.path, name).removesuffix(".weight"), frame.path
+                    return self._short(_joined(frame.path, name), frame.path), frame.path
         path = owner.name.rpartition(".")[0]
-        return owner.name.removesuffix(".weight"), path
+        return self._short(owner.name, path), path
+
+    def _short(self, name: str, path: str) -> str:
+        # a model that is a layer has no name
+        return self.classes.get("", name) if name == "weight" else name.removesuffix(".weight")
 
     def of_place(self, kind: str) -> tuple[str, str]:
         """The name of another product of a kind at this place, and the path of its module.

@@ -1,7 +1,7 @@
 """One product of float tensors through the emulator: calibrate, encode, place, multiply, decode (docs/emulation.md).
 
-Everything is stateless but for what a recipe asks to record: the same operands give the same words, whatever came before
-and whichever executor runs them.
+Everything is stateless but for what a recipe asks to record: the same operands give the same words, whatever came
+before and whichever executor runs them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,9 @@ from lnsdeploy.emulator.records import CodeHistogram, ProductRecord
 from lnsdeploy.errors import BadValueError
 from lnsdeploy.formats import LNSFormat, Method
 
-# Rows that are multiplied in float32 as well: spread over all (for the noise, and for placing the accumulator), and those
-# of the largest norm (for placing alone).
-SAMPLE, LOUDEST = 16, 16
+# Rows that are multiplied in float32 as well: spread over all (for the noise, and for placing the accumulator), and
+# those of the largest norm (for placing alone).
+SAMPLE, LOUDEST = 16, 8
 # Partial sums are looked at this many times along the depth.
 _STEPS = 8
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -199,7 +198,7 @@ class Dot(Geometry):
         index = spread(SAMPLE, self.m)
         fair = len(index)
         if loud and self.m > SAMPLE:
-            index = index + torch.linalg.vector_norm(a, dim=1).topk(min(LOUDEST, self.m)).indices.tolist()
+            index = index + a.square().sum(1).topk(min(LOUDEST, self.m)).indices.tolist()
         return a[index][:, None], (index, fair)
 
     def columns(self, values: Tensor, where: Any) -> Tensor:
@@ -233,7 +232,7 @@ class Batched(Geometry):
         some = spread(4, self.groups)
         fair = len(some) * self.m
         if loud and self.groups > 4:
-            some = some + torch.linalg.vector_norm(a, dim=(1, 2)).topk(4).indices.tolist()
+            some = some + a.square().sum((1, 2)).topk(4).indices.tolist()
         each = spread(SAMPLE // 2, self.n)
         return a[some][:, :, each].permute(2, 0, 1), (some, each, fair)
 
@@ -407,19 +406,30 @@ class _Sample:
 
 def _sample(rows: Tensor, columns: Tensor, bias: Tensor | None) -> _Sample:
     """Sums of rows [R, G, K] by columns [G, n, K], looked at `_STEPS` times on the way."""
-    left, depth = rows.transpose(0, 1), rows.shape[-1]
-    acc = torch.zeros(left.shape[0], left.shape[1], columns.shape[1], dtype=rows.dtype, device=rows.device)
+    count, groups, depth = rows.shape
+    channels = columns.shape[1]
+    steps = min(_STEPS, max(depth, 1))
+    length = depth // steps
+    main = steps * length
+    # stretches of the depth side by side: [steps, G, R, length] by [steps, G, length, n]
+    left = rows[..., :main].reshape(count, groups, steps, length).permute(2, 1, 0, 3)
+    right = columns[..., :main].unflatten(-1, (steps, length)).permute(2, 0, 3, 1)
+    if groups == 1:
+        parts = torch.bmm(left[:, 0], right[:, 0])[:, None]
+    else:
+        parts = left @ right
+    if main < depth:
+        parts[-1] += rows[..., main:].transpose(0, 1) @ columns[..., main:].transpose(1, 2)
+    # terms that cancel in the end stood in the accumulator on the way: as a random walk of their lengths, at least
+    walk = parts.square().sum(0)
     if bias is not None:
-        acc += bias.to(rows.dtype).reshape(left.shape[0], 1, columns.shape[1])
-    peaks = acc.abs()
-    step = max(-(-depth // _STEPS), 16)
-    for first in range(0, depth, step):
-        part = slice(first, first + step)
-        acc = torch.baddbmm(acc, left[..., part], columns[..., part].transpose(1, 2))
-        peaks = torch.maximum(peaks, acc.abs())
-    if not acc.numel():
-        return _Sample(acc.transpose(0, 1).flatten(1), np.zeros(acc.shape[0] * acc.shape[2]))
-    return _Sample(acc.transpose(0, 1).flatten(1), peaks.amax(1).flatten().double().cpu().numpy())
+        parts[0] += bias.to(rows.dtype).reshape(groups, 1, channels)
+    sums = parts.cumsum(0)
+    result = sums[-1].transpose(0, 1).flatten(1)
+    if not sums.numel():
+        return _Sample(result, np.zeros(groups * channels))
+    peaks = torch.maximum(sums.abs().amax((0, 2)), walk.amax(1).sqrt())
+    return _Sample(result, peaks.flatten().double().cpu().numpy())
 
 
 class Product:
@@ -488,9 +498,8 @@ class Product:
             plan, integers, top = self._accumulator(plan, placed, shift, input_shift, real_bias, peaks)
             layer = self._layer(backend, weights, plan, integers, geometry)
             wide = geometry.run(backend, layer, words)
-            found = backend.histogram(wide)
-            codes = found[: _WIDE_MAX + 1] + found[_WIDE_MAX + 1 :]
-            largest = int(np.flatnonzero(codes)[-1]) if codes.any() else 0
+            found = _Found.of(backend.histogram(wide))
+            largest = int(found.codes.max(initial=0))
             if known or attempt == _RETRIES - 1 or not self._full(backend, wide, largest, top, geometry):
                 break
             self._raise(placed, plan)
@@ -502,11 +511,13 @@ class Product:
         if placed.output_offset is None:
             placed.output_offset = self._output_offset(found, wide_offset)
         drop = wide_offset - placed.output_offset
-        table, saturated, flushed, output_codes = _limited(out, drop, placed.output_offset, datapath.underflow, found)
+        table = _value_table(out, drop, placed.output_offset, datapath.underflow, largest)
+        saturated, flushed, output_codes = found.limited(out, drop, datapath.underflow)
         if s.recorded and not known:
             self.recorded = placed
         if a.dtype == torch.float64:
-            result = _decode64(backend, wide, out, drop, placed.output_offset, datapath.underflow, a)
+            exact = _value_table(out, drop, placed.output_offset, datapath.underflow, largest, np.float64)
+            result = torch.from_numpy(exact[_numpy(wide)]).to(a.device)
         else:
             result = backend.decode(wide, table, a)
 
@@ -544,7 +555,7 @@ class Product:
         if not np.ndim(plan.weight_offset):
             peaks = np.array(top)
         # a channel that the sample hardly reached may stand out elsewhere
-        peaks = np.maximum(peaks, top / 16)
+        peaks = np.maximum(peaks, top / 8)
         offsets = [acc_offset_for(float(p), gamma, accumulator, headroom) for p in np.atleast_1d(peaks)]
         # in whole octaves above the operands, so that the layer need not be packed again for every batch
         octaves = -(-(np.array(offsets, dtype=np.int64) - input_shift) // gamma) * gamma
@@ -616,14 +627,11 @@ class Product:
             return bool((reached.max(initial=0) >= top.min()).any())
         return bool((reached >= top).any())
 
-    def _output_offset(self, found: Ints, wide_offset: int) -> int:
+    def _output_offset(self, found: _Found, wide_offset: int) -> int:
         """The smallest offset that holds the largest result; it lies on the grid, so this is exact (spec 2.6)."""
-        positive, negative = found[: _WIDE_MAX + 1], found[_WIDE_MAX + 1 :]
-        codes = positive + negative if self.setting.output.signed else positive
-        present = np.flatnonzero(codes[1:])
-        if not present.size:
-            return 0
-        return int(present[-1]) + 1 + wide_offset - self.setting.output.max_code
+        codes = found.codes if self.setting.output.signed else found.codes[~found.negative]
+        largest = int(codes.max(initial=0))
+        return largest + wide_offset - self.setting.output.max_code if largest else 0
 
     def _trace(
         self,
@@ -653,7 +661,7 @@ class Product:
             output_offset=placed.output_offset,
             acc_offset=acc,
         )
-        lookup = _limited_words(s.output, drop, s.datapath.underflow)
+        lookup = np.concatenate(_limited_words(s.output, drop, s.datapath.underflow)).astype(s.output.dtype)
         a, w, result = (_numpy(v) for v in (words, weights.words, wide))
         window = geometry.window
         if isinstance(geometry, Batched):
@@ -681,50 +689,56 @@ def _wide(gamma: int) -> LNSFormat:
     return LNSFormat(_WIDE_BITS, gamma)
 
 
-@lru_cache(maxsize=256)
-def _limited_words(fmt: LNSFormat, drop: int, underflow: str) -> npt.NDArray[Any]:
-    """For each wide word the word of `fmt`: its code plus `drop`, limited (spec 2.4, 4.6)."""
-    codes = np.arange(_WIDE_MAX + 1, dtype=np.int64)
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """The wide words of a result, each once: int64 codes, signs, and how often they came."""
+
+    codes: Ints
+    negative: npt.NDArray[np.bool_]
+    counts: Ints
+
+    @classmethod
+    def of(cls, histogram: Ints) -> _Found:
+        words = np.flatnonzero(histogram)
+        return cls(words & _WIDE_MAX, words > _WIDE_MAX, histogram[words])
+
+    def limited(self, fmt: LNSFormat, drop: int, underflow: str) -> tuple[int, int, Ints]:
+        """How many saturate and flush in a format, and how often its codes come [C + 1]."""
+        least = 0 if underflow == "zero" else 1
+        zero = self.codes == 0
+        if not fmt.signed:
+            zero = zero | self.negative
+        over, under = ~zero & (self.codes + drop > fmt.max_code), ~zero & (self.codes + drop < 1)
+        limited = np.where(zero, least, np.clip(self.codes + drop, least, fmt.max_code))
+        # float64 counts exactly
+        codes = np.bincount(limited, weights=self.counts, minlength=fmt.max_code + 1).astype(np.int64)
+        return int(self.counts[over].sum()), int(self.counts[under].sum()), codes
+
+
+def _limited_words(fmt: LNSFormat, drop: int, underflow: str, largest: int = _WIDE_MAX) -> tuple[Ints, Ints]:
+    """The words of `fmt` for wide codes 0 … `largest` of either sign: code plus `drop`, limited (spec 2.4, 4.6)."""
     least = 0 if underflow == "zero" else 1
-    limited = np.clip(codes + drop, least, fmt.max_code)
+    limited = np.clip(np.arange(largest + 1, dtype=np.int64) + drop, least, fmt.max_code)
     limited[0] = least
-    if fmt.signed:
-        negative = limited | np.where(limited > 0, fmt.sign_bit, 0)
-        negative[0] = least
-    else:
-        negative = np.full_like(limited, least)
-    return np.concatenate([limited, negative]).astype(fmt.dtype)
-
-
-def _value_table(fmt: LNSFormat, offset: int, dtype: Any) -> npt.NDArray[Any]:
-    """The value of every word (spec 2.5)."""
-    magnitudes = formats.decode_table(fmt, offset, dtype)
     if not fmt.signed:
-        return magnitudes
-    negative = -magnitudes
-    negative[0] = 0
-    return np.concatenate([magnitudes, negative])
+        return limited, np.full_like(limited, least)
+    negative = limited | np.where(limited > 0, fmt.sign_bit, 0)
+    negative[0] = least
+    return limited, negative
 
 
-def _limited(
-    fmt: LNSFormat, drop: int, offset: int, underflow: str, found: Ints
-) -> tuple[npt.NDArray[np.float32], int, int, Ints]:
-    """The value of every wide word once it is limited; how many of those found saturate and flush; codes [C + 1]."""
-    words = _limited_words(fmt, drop, underflow)
-    table = _value_table(fmt, offset, np.float32)[words]
-    positive, negative = found[: _WIDE_MAX + 1], found[_WIDE_MAX + 1 :]
-    counted = positive + negative if fmt.signed else positive.copy()
-    first = min(max(fmt.max_code - drop + 1, 1), _WIDE_MAX + 1)
-    saturated = int(counted[first:].sum())
-    last = min(max(1 - drop, 1), _WIDE_MAX + 1)
-    flushed = int(counted[1:last].sum())
-    # float64 counts exactly
-    codes = np.bincount(words & fmt.max_code, weights=found, minlength=fmt.max_code + 1).astype(np.int64)
-    return table, saturated, flushed, codes
-
-
-def _decode64(
-    backend: Backend, wide: Any, fmt: LNSFormat, drop: int, offset: int, underflow: str, like: Tensor
-) -> Tensor:
-    words = _limited_words(fmt, drop, underflow)[_numpy(wide)]
-    return torch.from_numpy(_value_table(fmt, offset, np.float64)[words]).to(like.device)
+def _value_table(
+    fmt: LNSFormat, drop: int, offset: int, underflow: str, largest: int, dtype: Any = np.float32
+) -> npt.NDArray[Any]:
+    """The value of every wide word that occurs, once it is limited to `fmt` (spec 2.5)."""
+    positive, negative = _limited_words(fmt, drop, underflow, largest)
+    values = formats.decode_table(fmt, offset, dtype)
+    table = np.zeros(2 * (_WIDE_MAX + 1), dtype=dtype)
+    table[: largest + 1] = values[positive]
+    table[_WIDE_MAX + 1 : _WIDE_MAX + 2 + largest] = (
+        -values[negative & fmt.max_code] if fmt.signed else values[negative]
+    )
+    if fmt.signed:
+        # the wide word of zero has no sign
+        table[_WIDE_MAX + 1] = table[0]
+    return table

@@ -217,11 +217,14 @@ class ProductRecord(Mapping[str, Any]):
             formats=(formats["activation"], formats["weight"], formats["output"]),
             signal=Fraction(*data["signal"]),
             noise=Fraction(*data["noise"]),
-            **{
-                key: None if data[key] is None else CodeHistogram.from_dict(data[key])
-                for key in ("inputs", "weights", "outputs")
-            },
+            inputs=_histogram(data["inputs"]),
+            weights=_histogram(data["weights"]),
+            outputs=_histogram(data["outputs"]),
         )
+
+
+def _histogram(data: Mapping[str, Any] | None) -> CodeHistogram | None:
+    return None if data is None else CodeHistogram.from_dict(data)
 
 
 class Seen:
@@ -322,19 +325,19 @@ def table(
     """A table of records, then what was not emulated and what was left in float."""
     rows = [("name", "op", "calls", "MACs", "SQNR dB", "saturated", "flushed", "seconds")]
     found = list(records)
-    for r in found:
-        rows.append(
-            (
-                r.name,
-                r.op,
-                f"{r.calls:,}",
-                f"{r.macs:,}",
-                sqnr_text(r),
-                _share(r.saturated, r.words),
-                _share(r.flushed, r.words),
-                f"{r.seconds:.3f}",
-            )
+    rows += [
+        (
+            r.name,
+            r.op,
+            f"{r.calls:,}",
+            f"{r.macs:,}",
+            sqnr_text(r),
+            _share(r.saturated, r.words),
+            _share(r.flushed, r.words),
+            f"{r.seconds:.3f}",
         )
+        for r in found
+    ]
     rows.append(
         (
             "all",
