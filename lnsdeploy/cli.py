@@ -87,7 +87,7 @@ def _progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @cli.command()
-@click.option("--data", default="digits", show_default=True, help="Data set: digits, or mnist with --data-dir.")
+@click.option("--data", default="digits", show_default=True, help="Data set: digits; mnist, cifar10, … with --data-dir.")
 @_data_dir
 @click.option("--model", default="mlp", show_default=True, help="Net: mlp or cnn.")
 @click.option("--bits", type=click.IntRange(2, 32), default=8, show_default=True, help="Word width.")

@@ -191,11 +191,9 @@ def test_settings_are_json_or_text() -> None:
 def test_labels_that_do_not_fit() -> None:
     model = load_model(small("digits_mlp"))
     batch = Batch(torch.zeros(1, 4), torch.tensor([3]))
-    with pytest.raises(
-        BadValueError, match=r"scores of 3 classes at 1 places a sample; the data have 1 labels up to 3"
-    ):
+    with pytest.raises(BadValueError, match="scores of 3 classes at 1 places a sample"):
         Scores().count(model, batch, torch.zeros(1, 3), torch.zeros(1, 3))
-    with pytest.raises(BadValueError, match="in float32 and .* in LNS"):
+    with pytest.raises(BadValueError, match=r"in float32 and .* in LNS"):
         Scores().count(model, batch, torch.zeros(1, 3), torch.zeros(1, 4))
 
 

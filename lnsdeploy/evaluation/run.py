@@ -18,9 +18,10 @@ from torch import Tensor
 
 from lnsdeploy.datapath import load_datapath
 from lnsdeploy.emulator.backends import backend_for
-from lnsdeploy.errors import BadValueError, LNSError
+from lnsdeploy.emulator.mode import resolve
+from lnsdeploy.errors import BadValueError, LNSError, UnknownNameError
 from lnsdeploy.evaluation.models import PRETRAINED, RANDOM, Model, load_model, with_inputs
-from lnsdeploy.evaluation.samples import Batch, Samples, native_shape, open_samples
+from lnsdeploy.evaluation.samples import Batch, Samples, data_names, native_shape, open_samples
 from lnsdeploy.evaluation.shards import Shards
 from lnsdeploy.evaluation.weights import digest
 from lnsdeploy.recipe import LayerRecipe, Recipe, load_recipe
@@ -333,6 +334,8 @@ def run(request: Request, shards: Shards | None = None, bar: Bar = _no_bar) -> E
     Raises: as :func:`load_together`, :func:`~lnsdeploy.evaluation.samples.open_samples` and :func:`evaluate`.
     """
     shards = shards or Shards()
+    # what can be told at once should not be told after minutes of loading
+    arithmetic = shards.together(lambda: _checked(request, shards))
     with _torch_threads(request.threads):
         model = load_together(
             shards,
@@ -349,7 +352,7 @@ def run(request: Request, shards: Shards | None = None, bar: Bar = _no_bar) -> E
             return evaluate(
                 model,
                 data,
-                _arithmetic(request),
+                arithmetic,
                 executor=request.executor,
                 device=request.device,
                 batch=batch,
@@ -382,6 +385,16 @@ def _torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _checked(request: Request, shards: Shards) -> Any:
+    """The arithmetic, if that, the data set, the executor and the device are there."""
+    if request.data not in data_names():
+        raise UnknownNameError("data set", request.data, data_names())
+    backend_for(request.executor, _device(request.device, shards))
+    arithmetic = _arithmetic(request)
+    resolve(arithmetic)
+    return arithmetic
 
 
 def _arithmetic(request: Request) -> Any:
