@@ -7,6 +7,7 @@ CPU tensors go through the native library as NumPy views, without copies; CUDA t
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -112,7 +113,8 @@ class ReferenceBackend:
     def largest(self, words: Any, axis: int) -> Ints:
         """See :class:`Backend`."""
         codes = np.moveaxis(words & np.uint16(0x7FFF), axis, 0).reshape(words.shape[axis], -1)
-        return codes.max(axis=1, initial=0).astype(np.int64)
+        found: Ints = codes.max(axis=1, initial=0).astype(np.int64)
+        return found
 
 
 class CpuBackend(ReferenceBackend):
@@ -141,6 +143,84 @@ class CpuBackend(ReferenceBackend):
     def decode(self, words: Any, table: npt.NDArray[np.float32], like: Tensor) -> Tensor:
         """See :class:`Backend`."""
         return torch.from_numpy(native.decode_by(words, table))
+
+
+class DeviceBackend:
+    """Words as torch tensors on a device of any make: products by kernels of its own, the rest by torch's integers.
+
+    Args:
+        name: of the executor.
+        layer: makes a product of (plan, words, bias, groups), as :class:`lnsdeploy.emulator.native.NativeDot` does, on
+            tensors.
+    """
+
+    def __init__(self, name: str, layer: Callable[[DotPlan, Tensor, Ints | None, int], Layer]):
+        self.name, self._layer = name, layer
+
+    def encode(self, x: Tensor, fmt: LNSFormat, offsets: int | Ints, underflow: str) -> tuple[Any, Ints]:
+        """See :class:`Backend`."""
+        if x.dtype != torch.float32 or fmt.gamma > 1 << 14:
+            words, counts = ReferenceBackend().encode(x, fmt, offsets, underflow)
+            return torch.from_numpy(words).to(x.device), counts
+        words = encode_tensor(x, fmt, offsets, underflow)
+        return words, self._counts(words, 1 << fmt.bits)
+
+    def reshape(self, words: Any, shape: tuple[int, ...]) -> Any:
+        """See :class:`Backend`."""
+        return words.reshape(shape)
+
+    def layer(self, plan: DotPlan, words: Any, bias: Ints | None, groups: int) -> Layer:
+        """See :class:`Backend`."""
+        return self._layer(plan, words, bias, groups)
+
+    def histogram(self, words: Any) -> Ints:
+        """See :class:`Backend`."""
+        return self._counts(words, 1 << 16)
+
+    @staticmethod
+    def _counts(words: Tensor, bins: int) -> Ints:
+        counted = torch.bincount(words.reshape(-1).to(torch.int32), minlength=bins)
+        found: Ints = counted.cpu().numpy().astype(np.int64)
+        return found
+
+    def decode(self, words: Any, table: npt.NDArray[np.float32], like: Tensor) -> Tensor:
+        """See :class:`Backend`."""
+        return torch.from_numpy(table).to(words.device)[words.to(torch.int32)]
+
+    def largest(self, words: Any, axis: int) -> Ints:
+        """See :class:`Backend`."""
+        codes = (words.to(torch.int32) & 0x7FFF).movedim(axis, 0).flatten(1)
+        found = codes.amax(1) if codes.shape[1] else codes.new_zeros(codes.shape[0])
+        made: Ints = found.cpu().numpy().astype(np.int64)
+        return made
+
+
+def encode_tensor(x: Tensor, fmt: LNSFormat, offsets: int | Ints, underflow: str) -> Tensor:
+    """Words of float32 numbers by torch's integer operations, on any device (spec 2.1, 2.4); γ up to 2^14.
+
+    NaN becomes zero; a negative number into an unsigned format is taken as 0.
+    """
+    bits = x.contiguous().view(torch.int32)
+    magnitude = bits & 0x7FFFFFFF
+    # a subnormal number is its stored integer, which a float32 holds exactly, times 2^-149
+    subnormal = magnitude < 1 << 23
+    scaled = torch.where(subnormal, magnitude.to(torch.float32).view(torch.int32), magnitude)
+    exponent = (scaled >> 23) - torch.where(subnormal, 127 + 149, 127)
+    bounds = torch.from_numpy(native.octave_bounds(fmt.gamma)).to(x.device)
+    codes = torch.bucketize(scaled & 0x7FFFFF, bounds, out_int32=True, right=True)
+    shift = torch.as_tensor(np.clip(offsets, -(1 << 29), 1 << 29).astype(np.int32), device=x.device)
+    codes += (
+        exponent * fmt.gamma - shift.reshape(-1, *[1] * (x.ndim - 1)) if shift.ndim else exponent * fmt.gamma - shift
+    )
+    least = 0 if underflow == "zero" else 1
+    codes = codes.clamp(least, fmt.max_code)
+    nothing = (magnitude == 0) | (magnitude > 0x7F800000)
+    codes = torch.where(magnitude == 0x7F800000, fmt.max_code, torch.where(nothing, least, codes))
+    if fmt.signed:
+        codes |= torch.where((bits < 0) & (codes > 0) & ~nothing, fmt.sign_bit, 0)
+    else:
+        codes = torch.where(bits < 0, least, codes)
+    return codes.to(torch.uint8 if fmt.bits <= 8 else torch.uint16)
 
 
 @lru_cache(maxsize=1)
@@ -180,12 +260,11 @@ def backend_for(executor: str | None, device: torch.device) -> Backend:
 @lru_cache(maxsize=1)
 def _cuda() -> Backend:
     try:
-        module = importlib.import_module("lnsdeploy.emulator.cuda")
+        kernels = importlib.import_module("lnsdeploy.emulator.cuda")
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"executor 'cuda' is not available: {error}; executor='reference' runs anywhere, slowly"
         ) from error
-    if why := module.unavailable():
+    if why := kernels.unavailable():
         raise MissingDependencyError(f"executor 'cuda' is not available: {why}")
-    made: Backend = module.backend()
-    return made
+    return DeviceBackend("cuda", kernels.CudaDot)

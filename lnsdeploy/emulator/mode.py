@@ -66,13 +66,14 @@ _MISSED = re.compile(
     | _grouped_mm | _scaled_grouped_mm.* | conv_tbc.* | .*conv_depthwise.* | slow_conv.* | thnn_conv.* | _slow_conv.*
     | convolution_overrideable | convolution_backward_overrideable | linear_backward | _trilinear | _fft_.*
     | linalg_.* | _linalg_.* | cholesky.* | lu_solve | triangular_solve | ormqr | geqrf | _euclidean_dist | _cdist_.*
-    | matrix_exp | _nested_.*attention.* | _foobar_""",
+    | matrix_exp | .*attention_(forward|backward) | _foreach_mm | .*_matmul | matmul_backward | _spsolve
+    | _compute_linear_combination | _cholesky_.* | _?lstm_mps.* | _?mps_convolution.* | _nnpack_.*convolution""",
     re.VERBOSE,
 )
 # Namespaces of torch that hold no products of their own.
 _PLAIN_SPACES = ("aten", "prim", "prims", "profiler", "c10d", "_c10d_functional", "inductor", "debugprims", "rngprims")
 # Custom operators of others that are known to hold none.
-_PLAIN_CUSTOM = ("torchvision::nms",)
+_PLAIN_CUSTOM = ("torchvision.nms",)
 
 
 class _Leave(Exception):
@@ -145,13 +146,13 @@ def _contiguous(x: Any) -> Any:
     return x.contiguous() if isinstance(x, Tensor) and x.layout is torch.strided and not x.is_nested else x
 
 
-class _Mode(TorchDispatchMode):
+class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Hands every operation to an emulation."""
 
     supports_higher_order_operators = True
 
     def __init__(self, emulation: Emulation):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.emulation = emulation
 
     def __torch_dispatch__(
@@ -288,8 +289,8 @@ class Emulation(Seen):
         if handler is None:
             return self._other(mode, func, types, args, kwargs)
         if types:
-            # a tensor subclass: it comes apart into plain tensors, and its operations come here then
-            return NotImplemented
+            # a tensor subclass comes apart into plain tensors, whose operations come here; a fake one has no numbers
+            return func(*args, **kwargs) if _are_fake(types) else NotImplemented
         why = _strange(args, kwargs)
         if why is None:
             if self._is_float_backward():
@@ -321,7 +322,7 @@ class Emulation(Seen):
                     self._writes[key] = self._writes.get(key, 0) + 1
             return func(*args, **kwargs)
         if types:
-            return NotImplemented
+            return func(*args, **kwargs) if _are_fake(types) else NotImplemented
         if way == "decompose":
             with mode:
                 result = func.decompose(*args, **kwargs)
@@ -334,7 +335,7 @@ class Emulation(Seen):
     # where it happens
 
     def _is_backward(self) -> bool:
-        node = torch._C._current_autograd_node()
+        node: Any = torch._C._current_autograd_node()
         if node is None:
             return False
         if not torch.is_grad_enabled():
@@ -367,7 +368,7 @@ class Emulation(Seen):
         if site is None:
             site = self._sites[key] = self._new_site(key, name, path, op, kind)
         if self.backward and torch.is_grad_enabled() and (first.requires_grad or second.requires_grad):
-            seq = torch.autograd._get_sequence_nr() - 1
+            seq = torch._C._autograd._get_sequence_nr() - 1
             self._forward[seq] = _Forward(
                 site.name, path, kind, op, site.recipe, first.data_ptr(), second.data_ptr(), owner is not None
             )
@@ -888,7 +889,7 @@ def _inplace(handler: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _handlers() -> dict[Any, Callable[..., Any]]:
     found: dict[Any, Callable[..., Any]] = {}
-    plain = {
+    plain: dict[str, Callable[..., Any]] = {
         "mm": Emulation._mm,
         "addmm": Emulation._addmm,
         "bmm": Emulation._bmm_op,
@@ -920,11 +921,12 @@ def _handlers() -> dict[Any, Callable[..., Any]]:
 
 def _name(func: Any) -> str:
     """An operation's name, without ``.default``."""
-    return str(func.name() if hasattr(func, "name") and callable(func.name) else func).replace("::", ".")
+    name: Any = func.name
+    return str(name()).replace("::", ".")
 
 
 def _is_plain_space(func: Any) -> bool:
-    return func.namespace in _PLAIN_SPACES or func.name().split(".")[0] in _PLAIN_CUSTOM
+    return func.namespace in _PLAIN_SPACES or _name(func) in _PLAIN_CUSTOM
 
 
 @functools.cache
@@ -933,11 +935,11 @@ def _way(func: Any) -> str:
     ``"higher"`` (an operator that takes functions)."""
     if not isinstance(func, torch._ops.OpOverload):
         return "higher"
-    base = func.name().partition("::")[2].partition(".")[0]
-    composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-    if composite:
+    operation = _name(func)
+    base = operation.partition(".")[2].partition(".")[0]
+    if torch._C._dispatch_has_kernel_for_dispatch_key(operation.replace(".", "::", 1), "CompositeImplicitAutograd"):
         return "decompose"
-    if func.namespace == "aten" and _MISSED.fullmatch(base.rstrip("_") if not base.startswith("_") else base):
+    if func.namespace == "aten" and (_MISSED.fullmatch(base) or base in _PRODUCTS):
         return "missed"
     if not _is_plain_space(func):
         return "foreign"
@@ -969,6 +971,10 @@ def _strange(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
         if value.dtype not in _FLOATS:
             return str(value.dtype).removeprefix("torch.")
     return None
+
+
+def _are_fake(types: Sequence[type]) -> bool:
+    return any(kind.__name__ in ("FakeTensor", "FunctionalTensor") for kind in types)
 
 
 def _number(x: Tensor) -> Tensor:
@@ -1015,6 +1021,8 @@ def _scaled_sum(result: Tensor, start: Tensor, beta: float, alpha: float) -> Ten
 
 
 _HANDLERS = _handlers()
+# Products, in whatever form: one that has no handler is missed.
+_PRODUCTS = frozenset(_name(func).split(".")[1] for func in _HANDLERS)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -1070,7 +1078,7 @@ def _unfused() -> list[Any]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     made = [_plain_attention(), sdpa_kernel(SDPBackend.MATH), _no_onednn(), _no_graphs()]
-    if torch.backends.cudnn.is_available():
+    if torch._C._has_cudnn:
         made.append(torch.backends.cudnn.flags(enabled=False))
     if hasattr(torch.compiler, "set_stance"):
         # compiled models run as they were written

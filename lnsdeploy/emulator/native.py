@@ -469,7 +469,7 @@ def encode(x: npt.NDArray[np.float32], fmt: LNSFormat, offset: int, underflow: s
 
 
 @lru_cache(maxsize=32)
-def _octave(gamma: int) -> npt.NDArray[np.int32]:
+def octave_bounds(gamma: int) -> npt.NDArray[np.int32]:
     """Mantissas from which on a float32 rounds to the next code of its octave (spec 2.1)."""
     return (tables.octave_thresholds(gamma, 23, "nearest").astype(np.int64) - (1 << 23)).astype(np.int32)
 
@@ -500,7 +500,7 @@ def encode_channels(
         raise BadValueError(f"a histogram of {fmt} is int64 [{1 << fmt.bits}], not {histogram.dtype} {histogram.shape}")
     if fmt.gamma > 1 << 14:
         raise UnsupportedError(f"format {fmt}: the native library encodes gammas up to 16384; use formats.encode")
-    thresholds = _octave(fmt.gamma)
+    thresholds = octave_bounds(fmt.gamma)
     words = np.empty(x.shape, dtype=fmt.dtype)
     _call(
         "lns_encode_channels",

@@ -52,7 +52,8 @@ def bias_integers(
     # the power is correctly rounded, and what follows is exact but for one product: the same on every platform
     power = formats.decode_power(part, gamma)
     scaled = np.ldexp(bias * power, np.clip(octave - lsb, -2000, 2000).astype(np.int32))
-    return np.clip(np.floor(scaled + 0.5), -limit, limit).astype(np.int64)
+    made: Ints = np.clip(np.floor(scaled + 0.5), -limit, limit).astype(np.int64)
+    return made
 
 
 def bias_words(bias: npt.NDArray[np.float64], offset: Ints, gamma: int, accumulator: LogAccumulator) -> Ints:
@@ -63,4 +64,5 @@ def bias_words(bias: npt.NDArray[np.float64], offset: Ints, gamma: int, accumula
     """
     codes = formats.absolute_codes(np.abs(bias), gamma << accumulator.guard_bits) - (offset << accumulator.guard_bits)
     codes = np.where((codes < 1) | (bias == 0), 0, np.minimum(codes, accumulator.max_code))
-    return codes + ((bias < 0) & (codes > 0)) * (1 << accumulator.bits)
+    made: Ints = codes + ((bias < 0) & (codes > 0)) * (1 << accumulator.bits)
+    return made

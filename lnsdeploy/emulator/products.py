@@ -320,7 +320,8 @@ def _window_norms(x: Tensor, window: Window) -> Tensor:
     axes = len(window.kernel)
     energy = x.square().sum(1, keepdim=True)
     if math.prod(window.kernel) == 1 and not any(window.pads):
-        return energy[(slice(None), 0, *(slice(None, None, s) for s in window.strides))]
+        every: tuple[Any, ...] = (slice(None), 0, *(slice(None, None, s) for s in window.strides))
+        return energy[every]
     pads = [p for i in reversed(range(axes)) for p in (window.pads[i], window.pads[axes + i])]
     ones = torch.ones(1, 1, *window.kernel, dtype=x.dtype, device=x.device)
     conv = (functional.conv1d, functional.conv2d, functional.conv3d)[axes - 1]
@@ -413,7 +414,7 @@ def _sample(rows: Tensor, columns: Tensor, bias: Tensor | None) -> _Sample:
     main = steps * length
     # stretches of the depth side by side: [steps, G, R, length] by [steps, G, length, n]
     left = rows[..., :main].reshape(count, groups, steps, length).permute(2, 1, 0, 3)
-    right = columns[..., :main].unflatten(-1, (steps, length)).permute(2, 0, 3, 1)
+    right = columns[..., :main].reshape(groups, channels, steps, length).permute(2, 0, 3, 1)
     if groups == 1:
         parts = torch.bmm(left[:, 0], right[:, 0])[:, None]
     else:
@@ -429,6 +430,12 @@ def _sample(rows: Tensor, columns: Tensor, bias: Tensor | None) -> _Sample:
     if not sums.numel():
         return _Sample(result, np.zeros(groups * channels))
     peaks = torch.maximum(sums.abs().amax((0, 2)), walk.amax(1).sqrt())
+    if not torch.isfinite(peaks).all() and rows.dtype != torch.float64:
+        # infinities saturate when they are encoded; large products fit float64
+        kept = rows.isfinite()
+        most = float(rows[kept].abs().max()) if kept.any() else 0.0
+        finite = rows.double().nan_to_num(0.0, most, -most)
+        return _Sample(result, _sample(finite, columns.double(), bias).peaks)
     return _Sample(result, peaks.flatten().double().cpu().numpy())
 
 
@@ -670,8 +677,8 @@ class Product:
                 final,
                 activation=plan.weight,
                 weight=plan.activation,
-                input_offset=final.weight_offset,
-                weight_offset=final.input_offset,
+                input_offset=int(weights.offset),
+                weight_offset=placed.input_offset,
             )
             window = None
             a, w = (
