@@ -87,7 +87,9 @@ def _progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @cli.command()
-@click.option("--data", default="digits", show_default=True, help="Data set: digits; mnist, cifar10, … with --data-dir.")
+@click.option(
+    "--data", default="digits", show_default=True, help="Data set: digits; mnist, cifar10, … with --data-dir."
+)
 @_data_dir
 @click.option("--model", default="mlp", show_default=True, help="Net: mlp or cnn.")
 @click.option("--bits", type=click.IntRange(2, 32), default=8, show_default=True, help="Word width.")
@@ -310,10 +312,19 @@ def _emulate_model(source: str, shards: Shards, **options: Any) -> None:
     result = run(request, shards, _progress)
     if result is None:
         return
+    found = result.to_dict()
+    if options["page"] is not None:
+        from lnsdeploy.studies.emulation import write_emulation_page
+
+        named = {"datapath": found["datapath"]["name"] if found["datapath"] else ""}
+        facts = result.facts() | {"Command": _command_line()}
+        page = write_emulation_page(found | named, options["page"], title=source, facts=facts)["emulation.html"]
     if options["as_json"]:
-        _print_json(result.to_dict())
+        _print_json(found)
         return
     click.echo(result.text())
+    if options["page"] is not None:
+        click.echo(f"page: {page}")
     if options["show_layers"]:
         click.echo(result.seen.table())
 

@@ -359,6 +359,19 @@ def test_what_a_torch_model_prints(capsys):
         assert part in out
 
 
+def test_page_of_a_torch_model(capsys, tmp_path):
+    arguments = ("emulate", f"{MODELS}:decoder", "--limit", 2, "--weights", "random", "--report", tmp_path / "page")
+    status, out, err = inside(capsys, *arguments)
+    assert status == 0, err
+    assert f"page: {tmp_path / 'page' / 'emulation.html'}" in out
+    text = (tmp_path / "page" / "emulation.html").read_text()
+    for part in ("RANDOM: random (seed 0)", "synthetic", "head", "lns-madam-8", "Perplexity", "of random weights"):
+        assert part in text
+    stored = json.loads((tmp_path / "page" / "emulation.json").read_text())
+    assert (stored["weights"], stored["data"]) == ("random", "synthetic")
+    assert stored["macs"] > 0
+
+
 def test_other_processes_of_torchrun_leave_the_word_to_the_first(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert inside(capsys, "emulate") == (2, "", "")

@@ -507,6 +507,40 @@ def test_transformers_folder(tmp_path: Path) -> None:
         load_model(f"hf:{tmp_path / 'net'}")
 
 
+def test_transformers_folder_with_a_tokenizer(tmp_path: Path) -> None:
+    transformers = library("transformers")
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    words = {"one": 0, "two": 1, "three": 2, "?": 3}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**TINY)).save_pretrained(tmp_path)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="?").save_pretrained(tmp_path)
+    found = load_model(f"hf:{tmp_path}")
+    assert found.inputs.tokenizer("three two\nfour one") == [2, 1, 3, 0]
+    # a vocabulary that the model does not have is another model's
+    small_net = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**TINY, "vocab_size": 3}))
+    small_net.save_pretrained(tmp_path)
+    assert load_model(f"hf:{tmp_path}").inputs.tokenizer is None
+
+
+def test_transformers_folder_with_an_image_processor(tmp_path: Path) -> None:
+    transformers = library("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.ViTConfig(**sizes, image_size=32, num_labels=5)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    stored = {
+        "image_processor_type": "ViTImageProcessor",
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [0.4, 0.5, 0.6],
+        "resample": 3,
+        "size": {"height": 32, "width": 32},
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored))
+    found = load_model(f"hf:{tmp_path}")
+    assert (found.weights, found.classes) == ("pretrained", 5)
+    assert found.inputs == ImageInput((3, 32, 32), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 1.0, "bicubic")
+
+
 @pytest.mark.parametrize(
     ("source", "options", "kind", "message"),
     [

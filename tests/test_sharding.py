@@ -101,8 +101,17 @@ def test_language_models() -> None:
     assert found["agreement"] * 36 == pytest.approx(round(found["agreement"] * 36))
     assert {layer["name"] for layer in found["layers"]} >= {"query", "key", "value", "head"}
     guessing = run(Request(small("masked"), limit=3)).to_dict()
-    assert guessing["task"] == "next-token"
+    assert guessing["task"] == "masked-token"
     assert guessing["loss"] is not None
+
+
+def test_classes_of_others_are_no_labels(tmp_path: Path) -> None:
+    """Also where the number of classes is known only when the model runs."""
+    write_cifar(tmp_path, "cifar-100-binary", 4)
+    found = run(Request(small("cnn"), data="cifar100", data_dir=tmp_path)).to_dict()
+    assert found["labels_note"] == "cifar100 has 100 classes, the model 10"
+    assert (found["accuracy"], found["loss"]) == (None, None)
+    assert found["agreement"] is not None
 
 
 def test_backward_pass() -> None:

@@ -296,14 +296,15 @@ def _load_timm(request: _Request) -> Model:
     sized = {} if request.image_size is None else {"img_size": request.image_size}
 
     def make(pretrained: bool) -> Any:
-        with _weights.seeded(request.seed):
-            try:
+        try:
+            with _weights.seeded(request.seed):
                 return timm.create_model(name, pretrained=pretrained, **(request.settings | sized))
-            except TypeError:
-                if not sized:
-                    raise
-                # convolutional nets take any size and know no such argument
-                return timm.create_model(name, pretrained=pretrained, **request.settings)
+        except TypeError:
+            if not sized:
+                raise
+        # convolutional nets take any size and know no such argument
+        with _weights.seeded(request.seed):
+            return timm.create_model(name, pretrained=pretrained, **request.settings)
 
     module, note = None, ""
     if request.wants_pretrained:
@@ -371,17 +372,18 @@ def _load_torchvision(request: _Request) -> Model:
     note = ""
 
     def make() -> Any:
-        with _weights.seeded(request.seed):
-            sized = {} if request.image_size is None else {"image_size": request.image_size}
-            builder = inspect.signature(models.get_model_builder(request.name))
-            # a backbone's own weights would be downloaded
-            plain = {name: None for name in ("weights", "weights_backbone") if name in builder.parameters}
-            try:
+        sized = {} if request.image_size is None else {"image_size": request.image_size}
+        builder = inspect.signature(models.get_model_builder(request.name))
+        # a backbone's own weights would be downloaded
+        plain = {name: None for name in ("weights", "weights_backbone") if name in builder.parameters}
+        try:
+            with _weights.seeded(request.seed):
                 return models.get_model(request.name, **(settings | sized | plain))
-            except (TypeError, ValueError):
-                if not sized:
-                    raise
-                return models.get_model(request.name, **(settings | plain))
+        except (TypeError, ValueError):
+            if not sized:
+                raise
+        with _weights.seeded(request.seed):
+            return models.get_model(request.name, **(settings | plain))
 
     state = None
     if request.wants_pretrained:
@@ -696,8 +698,10 @@ def _load_callable(request: _Request) -> Model:
         inputs = replace(inputs, shape=(inputs.shape[0], request.image_size, request.image_size))
     if isinstance(inputs, TokenInput) and request.length is not None:
         inputs = replace(inputs, length=request.length)
-    task: Task = "next-token" if isinstance(inputs, TokenInput) else "classification"
-    if isinstance(inputs, TensorInput):
+    task: Task = "classification"
+    if isinstance(inputs, TokenInput):
+        task = "next-token" if inputs.mask is None else "masked-token"
+    elif isinstance(inputs, TensorInput):
         task = "outputs"
     if request.weights == RANDOM:
         with _weights.seeded(request.seed):

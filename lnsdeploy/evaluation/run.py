@@ -20,8 +20,9 @@ from lnsdeploy.datapath import load_datapath
 from lnsdeploy.emulator.backends import backend_for
 from lnsdeploy.emulator.mode import resolve
 from lnsdeploy.errors import BadValueError, LNSError, UnknownNameError
+from lnsdeploy.evaluation.inputs import Input
 from lnsdeploy.evaluation.models import PRETRAINED, RANDOM, Model, load_model, with_inputs
-from lnsdeploy.evaluation.samples import Batch, Samples, data_names, native_shape, open_samples
+from lnsdeploy.evaluation.samples import Batch, Samples, data_names, native_shape, open_samples, synthetic
 from lnsdeploy.evaluation.shards import Shards
 from lnsdeploy.evaluation.weights import digest
 from lnsdeploy.recipe import LayerRecipe, Recipe, load_recipe
@@ -248,6 +249,34 @@ class Evaluation:
             lines.append("not emulated: " + ", ".join(f"{n} (×{c})" for n, c in sorted(self.seen.not_emulated.items())))
         return "\n".join(lines)
 
+    def facts(self) -> dict[str, str]:
+        """What ran and what came out, for people, by name: for a page."""
+        found = self.scores.to_dict(self.model.task)
+        random = self.model.weights == RANDOM
+        of_random = " (of random weights)" if random else ""
+
+        def both(name: str, form: str) -> str:
+            plain = found.get(f"float32_{name}")
+            value = found.get(name)
+            return "" if value is None or plain is None else f"{value:{form}}, float32 {plain:{form}}{of_random}"
+
+        sqnr, gradients = found["logits_sqnr_db"], found.get("gradients_sqnr_db")
+        made = {
+            "Model": f"{self.model.name}, {self.model.parameters:,} parameters",
+            "Weights": ("RANDOM: " if random else "") + self.model.weights_note,
+            "Inputs": str(self.model.inputs),
+            "Data": f"{self.data.source}, {found['samples']:,} samples",
+            "Agreement with float32": "" if found["agreement"] is None else f"{found['agreement']:.2%}",
+            "Outputs": "those of float32" if sqnr is None else f"{sqnr:.1f} dB",
+            "Gradients": "" if gradients is None else f"{gradients:.1f} dB",
+            "Accuracy": both("accuracy", ".2%") or self.data.labels_note,
+            "Loss": both("loss", ".4f"),
+            "Perplexity": both("perplexity", ".2f"),
+            "Arithmetic": self._ran_on(),
+            "Time": f"{self.seconds:.2f} s in LNS, {self.float_seconds:.2f} s in float32",
+        }
+        return {name: value for name, value in made.items() if value}
+
     def _ran_on(self) -> str:
         base, how = self.settings["datapath"], self.settings
         named = "datapaths of the recipe" if base is None else f"datapath {base['name']} ({base['fingerprint']})"
@@ -366,15 +395,27 @@ def _open(request: Request, model: Model) -> tuple[Model, Samples]:
     model = with_inputs(model, native_shape(request.data))
     if model.inputs is None:
         raise BadValueError(f"{model.name} does not say what it takes")
+    inputs = model.inputs
+    if model.classes is None and model.task == "classification" and request.data != "synthetic":
+        model = replace(model, classes=_classes(model, inputs))
     data = open_samples(
         request.data,
-        model.inputs,
+        inputs,
         data_dir=request.data_dir,
         classes=model.classes,
         seed=request.seed,
         limit=request.limit,
     )
     return model, data
+
+
+def _classes(model: Model, inputs: Input) -> int | None:
+    """How many scores a model gives, by asking it once; what else is wrong with it is told when it runs."""
+    try:
+        with torch.no_grad():
+            return model(synthetic(inputs, limit=1).batch(0, 1).inputs).shape[-1]
+    except (LNSError, RuntimeError, ValueError, TypeError, IndexError):
+        return None
 
 
 @contextmanager

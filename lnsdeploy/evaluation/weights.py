@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import urllib.request
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -143,7 +144,10 @@ def _read(file: Path) -> dict[str, Tensor]:
     if file.suffix not in _PICKLES:
         raise BadFileError(f"{file}: weights are read from .safetensors, or from {', '.join(_PICKLES)} of torch")
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # of a pickle's protocol
+            warnings.simplefilter("ignore")
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise BadFileError(f"cannot read {file}: {error.strerror}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError) as error:
