@@ -56,7 +56,7 @@ class Codes {
  private:
   int32_t gamma_;
   int drop_;
-  std::shared_ptr<std::vector<int32_t>> base_;
+  std::shared_ptr<std::vector<int32_t>> base_; /* shared by the copies that threads take */
   std::shared_ptr<std::vector<uint32_t>> bound_;
   const int32_t* bases_;
   const uint32_t* bounds_;
@@ -64,10 +64,10 @@ class Codes {
 
 /* How often each word comes; two tables, so that equal neighbours do not wait for each other. */
 template <class Word>
-void count_words(const Word* words, int64_t count, uint32_t* even, uint32_t* odd) {
+void count_words(const Word* words, int64_t count, uint32_t mask, uint32_t* even, uint32_t* odd) {
   int64_t i = 0;
-  for (; i + 1 < count; i += 2) ++even[words[i]], ++odd[words[i + 1]];
-  if (i < count) ++even[words[i]];
+  for (; i + 1 < count; i += 2) ++even[words[i] & mask], ++odd[words[i + 1] & mask];
+  if (i < count) ++even[words[i] & mask];
 }
 
 /* Histograms of tasks joined to the caller's. */
@@ -163,7 +163,7 @@ int32_t lns_encode_channels(const float* x, int64_t channels, int64_t inner, int
             const auto word = static_cast<Word>(static_cast<uint32_t>(code) | sign);
             to[i] = word;
           }
-          if (!even.empty()) count_words(to + begin, end - begin, even.data(), odd.data());
+          if (!even.empty()) count_words(to + begin, end - begin, static_cast<uint32_t>(bins - 1), even.data(), odd.data());
         }
         joined.end(even), joined.end(odd);
       });
@@ -176,18 +176,19 @@ int32_t lns_encode_channels(const float* x, int64_t channels, int64_t inner, int
   });
 }
 
-int32_t lns_histogram(const void* words, int32_t bytes, int64_t count, int64_t* histogram, int32_t threads,
-                      lns_error* error) {
+int32_t lns_histogram(const void* words, int32_t bytes, int64_t count, int32_t bits, int64_t* histogram,
+                      int32_t threads, lns_error* error) {
   return guarded(error, [&] {
     if (bytes != 1 && bytes != 2) fail(LNS_BAD_VALUE, "words have 1 or 2 bytes, not %d", bytes);
+    if (bits < 1 || bits > 16) fail(LNS_BAD_VALUE, "bits must be 1 to 16, not %d", bits);
     need(histogram, "histogram");
     if (product(count, bytes)) need(words, "words");
-    const int64_t bins = int64_t{1} << (8 * bytes);
+    const int64_t bins = int64_t{1} << bits;
     Histogram joined(histogram, bins);
     const auto run = [&](const auto* in) {
       pieces(count, threads, bins, [&](int64_t first, int64_t last) {
         std::vector<uint32_t> even = joined.begin(), odd = joined.begin();
-        count_words(in + first, last - first, even.data(), odd.data());
+        count_words(in + first, last - first, static_cast<uint32_t>(bins - 1), even.data(), odd.data());
         joined.end(even), joined.end(odd);
       });
     };

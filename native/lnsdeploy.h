@@ -146,9 +146,10 @@ LNS_API int32_t lns_encode(const float* x, int64_t count, const float* threshold
 LNS_API int32_t lns_encode_channels(const float* x, int64_t channels, int64_t inner, int64_t gamma,
                                     const int32_t* thresholds, const int64_t* offsets, lns_output output, void* words,
                                     int64_t* histogram, int32_t threads, lns_error* error);
-/* How often each word comes: histogram [2^(8 * bytes)], added to what is there. */
-LNS_API int32_t lns_histogram(const void* words, int32_t bytes, int64_t count, int64_t* histogram, int32_t threads,
-                              lns_error* error);
+/* How often each word of `bits` bits comes (1 to 16; further bits are ignored): histogram [2^bits], added to what is
+ * there. */
+LNS_API int32_t lns_histogram(const void* words, int32_t bytes, int64_t count, int32_t bits, int64_t* histogram,
+                              int32_t threads, lns_error* error);
 /* spec 2.5: values from a table [2^bits]. Words are uint8 (bytes = 1) or uint16 (bytes = 2); one outside the table
  * takes its low bits. */
 LNS_API int32_t lns_decode(const void* words, int32_t bytes, int64_t count, const float* table, int64_t table_count,

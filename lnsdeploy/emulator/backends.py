@@ -54,14 +54,14 @@ class Backend(Protocol):
     def layer(self, plan: DotPlan, words: Any, bias: Ints | None, groups: int) -> Layer:
         """A product with weights [N, K] or [N, C/groups, *kernel]."""
 
-    def histogram(self, words: Any) -> Ints:
-        """How often each of 2^16 words came."""
+    def histogram(self, words: Any, bits: int) -> Ints:
+        """How often each of 2^bits words came."""
 
     def decode(self, words: Any, table: npt.NDArray[np.float32], like: Tensor) -> Tensor:
-        """Entry `words` of a table of 2^16 values, on the device of `like`."""
+        """Entry `words` of a table of 2^bits values, on the device of `like`."""
 
-    def largest(self, words: Any, axis: int) -> Ints:
-        """The largest code (the low 15 bits) of words for each entry of an axis."""
+    def largest(self, words: Any, axis: int, fmt: LNSFormat) -> Ints:
+        """The largest code of words of a format for each entry of an axis."""
 
 
 class _ReferenceLayer:
@@ -102,17 +102,17 @@ class ReferenceBackend:
         """See :class:`Backend`."""
         return _ReferenceLayer(plan, words, bias, groups)
 
-    def histogram(self, words: Any) -> Ints:
+    def histogram(self, words: Any, bits: int) -> Ints:
         """See :class:`Backend`."""
-        return np.bincount(words.reshape(-1), minlength=1 << 16).astype(np.int64)
+        return np.bincount(words.reshape(-1), minlength=1 << bits).astype(np.int64)
 
     def decode(self, words: Any, table: npt.NDArray[np.float32], like: Tensor) -> Tensor:
         """See :class:`Backend`."""
         return torch.from_numpy(table[words]).to(like.device)
 
-    def largest(self, words: Any, axis: int) -> Ints:
+    def largest(self, words: Any, axis: int, fmt: LNSFormat) -> Ints:
         """See :class:`Backend`."""
-        codes = np.moveaxis(words & np.uint16(0x7FFF), axis, 0).reshape(words.shape[axis], -1)
+        codes = np.moveaxis(words & words.dtype.type(fmt.max_code), axis, 0).reshape(words.shape[axis], -1)
         found: Ints = codes.max(axis=1, initial=0).astype(np.int64)
         return found
 
@@ -136,9 +136,9 @@ class CpuBackend(ReferenceBackend):
         except UnsupportedError:
             return super().layer(plan, words, bias, groups)
 
-    def histogram(self, words: Any) -> Ints:
+    def histogram(self, words: Any, bits: int) -> Ints:
         """See :class:`Backend`."""
-        return native.histogram(words)
+        return native.histogram(words, bits)
 
     def decode(self, words: Any, table: npt.NDArray[np.float32], like: Tensor) -> Tensor:
         """See :class:`Backend`."""
@@ -173,9 +173,9 @@ class DeviceBackend:
         """See :class:`Backend`."""
         return self._layer(plan, words, bias, groups)
 
-    def histogram(self, words: Any) -> Ints:
+    def histogram(self, words: Any, bits: int) -> Ints:
         """See :class:`Backend`."""
-        return self._counts(words, 1 << 16)
+        return self._counts(words, 1 << bits)
 
     @staticmethod
     def _counts(words: Tensor, bins: int) -> Ints:
@@ -187,9 +187,9 @@ class DeviceBackend:
         """See :class:`Backend`."""
         return torch.from_numpy(table).to(words.device)[words.to(torch.int32)]
 
-    def largest(self, words: Any, axis: int) -> Ints:
+    def largest(self, words: Any, axis: int, fmt: LNSFormat) -> Ints:
         """See :class:`Backend`."""
-        codes = (words.to(torch.int32) & 0x7FFF).movedim(axis, 0).flatten(1)
+        codes = (words.to(torch.int32) & fmt.max_code).movedim(axis, 0).flatten(1)
         found = codes.amax(1) if codes.shape[1] else codes.new_zeros(codes.shape[0])
         made: Ints = found.cpu().numpy().astype(np.int64)
         return made

@@ -299,9 +299,10 @@ class Emulation(Seen):
                 if torch._C._len_torch_dispatch_stack():
                     # outer modes see the operation, and nothing of what it is replaced by
                     func(*args, **kwargs)
-                    with _disable_current_modes():
+                    with _disable_current_modes(), torch._C.DisableTorchFunction():
                         return handler(self, *args, **kwargs)
-                return handler(self, *args, **kwargs)
+                with torch._C.DisableTorchFunction():
+                    return handler(self, *args, **kwargs)
             except _Leave:
                 return func(*args, **kwargs)
         if why == "meta":

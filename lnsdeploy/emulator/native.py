@@ -150,7 +150,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "lns_conv_run": (_P, POINTER(_Window), _P, _N, POINTER(_N), _P, _I, _COUNTS, _ERROR),
     "lns_encode": (_P, _N, _P, _N, _Format, _P, _I, _ERROR),
     "lns_encode_channels": (_P, _N, _N, _N, _P, _P, _Output, _P, _P, _I, _ERROR),
-    "lns_histogram": (_P, _I, _N, _P, _I, _ERROR),
+    "lns_histogram": (_P, _I, _N, _I, _P, _I, _ERROR),
     "lns_decode": (_P, _I, _N, _P, _N, _P, _I, _ERROR),
     "lns_relu": (_P, _N, _Format, _P, _I, _ERROR),
     "lns_clip": (_P, _N, _Format, _N, _N, _P, _I, _ERROR),
@@ -518,13 +518,13 @@ def encode_channels(
     return words
 
 
-def histogram(words: Words) -> Ints:
-    """How often each word of uint8 or uint16 comes: int64 [256] or [65536]."""
+def histogram(words: Words, bits: int) -> Ints:
+    """How often each word of a width comes (of uint8 or uint16; further bits are ignored): int64 [2^bits]."""
     words = np.require(words, requirements=["C", "ALIGNED"])
     if words.dtype not in (np.uint8, np.uint16):
         raise BadTypeError(f"words of the native library are uint8 or uint16, not {words.dtype}")
-    found = np.zeros(1 << (8 * words.itemsize), dtype=np.int64)
-    _call("lns_histogram", words.ctypes.data, words.itemsize, words.size, found.ctypes.data, threads())
+    found = np.zeros(1 << bits, dtype=np.int64)
+    _call("lns_histogram", words.ctypes.data, words.itemsize, words.size, bits, found.ctypes.data, threads())
     return found
 
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,8 @@ SAMPLE, LOUDEST = 16, 8
 # Partial sums are looked at this many times along the depth.
 _STEPS = 8
 _GOLDEN = (math.sqrt(5) - 1) / 2
-# Results are first taken in 16 bits, so wide that nothing leaves them, then limited to their format.
-_WIDE_BITS = 16
-_WIDE_MAX = (1 << (_WIDE_BITS - 1)) - 1
+# Results are first taken in words so wide that nothing leaves them, then limited to their format.
+_LEAST_WIDE, _MOST_WIDE = 9, 16
 _RETRIES = 4
 
 
@@ -487,7 +487,13 @@ class Product:
 
         channels = geometry.channels
         plan = DotPlan(
-            replace(datapath, underflow="zero"), a_format, w_format, _wide(datapath.gamma), 0, weights.offset, 0
+            replace(datapath, underflow="zero"),
+            a_format,
+            w_format,
+            LNSFormat(_MOST_WIDE, datapath.gamma),
+            0,
+            weights.offset,
+            0,
         )
         shift = plan.product_offset(channels)  # S_n less o_a
         input_shift = placed.input_offset * plan.widen_activation
@@ -505,9 +511,9 @@ class Product:
             plan, integers, top = self._accumulator(plan, placed, shift, input_shift, real_bias, peaks)
             layer = self._layer(backend, weights, plan, integers, geometry)
             wide = geometry.run(backend, layer, words)
-            found = _Found.of(backend.histogram(wide))
+            found = _Found.of(backend.histogram(wide, plan.output.bits), plan.output)
             largest = int(found.codes.max(initial=0))
-            if known or attempt == _RETRIES - 1 or not self._full(backend, wide, largest, top, geometry):
+            if known or attempt == _RETRIES - 1 or not self._full(backend, wide, plan.output, largest, top, geometry):
                 break
             self._raise(placed, plan)
         record.kernel = layer.kernel
@@ -518,12 +524,12 @@ class Product:
         if placed.output_offset is None:
             placed.output_offset = self._output_offset(found, wide_offset)
         drop = wide_offset - placed.output_offset
-        table = _value_table(out, drop, placed.output_offset, datapath.underflow, largest)
+        table = _value_table(out, drop, placed.output_offset, datapath.underflow, plan.output.bits, "f4")
         saturated, flushed, output_codes = found.limited(out, drop, datapath.underflow)
         if s.recorded and not known:
             self.recorded = placed
         if a.dtype == torch.float64:
-            exact = _value_table(out, drop, placed.output_offset, datapath.underflow, largest, np.float64)
+            exact = _value_table(out, drop, placed.output_offset, datapath.underflow, plan.output.bits, "f8")
             result = torch.from_numpy(exact[_numpy(wide)]).to(a.device)
         else:
             result = backend.decode(wide, table, a)
@@ -599,12 +605,15 @@ class Product:
             plan = replace(plan, acc_offset=placed.acc_offset if placed.acc_offset.ndim else int(placed.acc_offset))
         high = int(full.max(initial=0)) + 2 * gamma
         offset = low - 1
-        if high - offset > _WIDE_MAX:
+        bits = max((high - offset).bit_length() + 1, _LEAST_WIDE)
+        if bits > _MOST_WIDE:
             # more octaves than 16 bits hold: the lowest go, which no format could keep beside the highest
+            bits = _MOST_WIDE
+            room = (1 << (bits - 1)) - 1
             top = float(peaks.max(initial=0.0)) or 1.0
-            estimate = int(formats.offsets_for(top, _wide(gamma))) + _WIDE_MAX - input_shift + 2 * gamma
-            offset = min(high, estimate) - _WIDE_MAX
-        return replace(plan, output_offset=offset), integers, full - offset
+            estimate = int(formats.offsets_for(top, LNSFormat(bits, gamma))) + room - input_shift + 2 * gamma
+            offset = min(high, estimate) - room
+        return replace(plan, output=LNSFormat(bits, gamma), output_offset=offset), integers, full - offset
 
     def _layer(self, backend: Backend, weights: Weights, plan: DotPlan, bias: Ints | None, geometry: Geometry) -> Layer:
         key = (
@@ -613,6 +622,7 @@ class Product:
             plan.activation,
             plan.lsb,
             np.asarray(plan.acc_offset).tobytes(),
+            plan.output.bits,
             plan.output_offset,
             None if bias is None else bias.tobytes(),
             geometry.groups,
@@ -622,17 +632,15 @@ class Product:
             weights.key = key
         return weights.layer
 
-    def _full(self, backend: Backend, wide: Any, largest: int, top: Ints, geometry: Geometry) -> bool:
+    def _full(self, backend: Backend, wide: Any, fmt: LNSFormat, largest: int, top: Ints, geometry: Geometry) -> bool:
         """Whether a result stands at the accumulator's end, or at that of the wide words."""
-        if largest >= _WIDE_MAX:
+        if largest >= fmt.max_code:
             return True
         if not top.size or largest < int(top.min()):
             return False
-        axis = 1
-        reached = backend.largest(wide, axis)
         if isinstance(geometry, Batched):
-            return bool((reached.max(initial=0) >= top.min()).any())
-        return bool((reached >= top).any())
+            return True
+        return bool((backend.largest(wide, 1, fmt) >= top).any())
 
     def _output_offset(self, found: _Found, wide_offset: int) -> int:
         """The smallest offset that holds the largest result; it lies on the grid, so this is exact (spec 2.6)."""
@@ -668,7 +676,8 @@ class Product:
             output_offset=placed.output_offset,
             acc_offset=acc,
         )
-        lookup = np.concatenate(_limited_words(s.output, drop, s.datapath.underflow)).astype(s.output.dtype)
+        words_of = _limited_words(s.output, drop, s.datapath.underflow, plan.output.bits)
+        lookup = np.concatenate(words_of).astype(s.output.dtype)
         a, w, result = (_numpy(v) for v in (words, weights.words, wide))
         window = geometry.window
         if isinstance(geometry, Batched):
@@ -692,10 +701,6 @@ def _numpy(words: Any) -> npt.NDArray[Any]:
     return words.cpu().numpy() if isinstance(words, Tensor) else np.asarray(words)
 
 
-def _wide(gamma: int) -> LNSFormat:
-    return LNSFormat(_WIDE_BITS, gamma)
-
-
 @dataclass(frozen=True, eq=False)
 class _Found:
     """The wide words of a result, each once: int64 codes, signs, and how often they came."""
@@ -705,9 +710,9 @@ class _Found:
     counts: Ints
 
     @classmethod
-    def of(cls, histogram: Ints) -> _Found:
+    def of(cls, histogram: Ints, fmt: LNSFormat) -> _Found:
         words = np.flatnonzero(histogram)
-        return cls(words & _WIDE_MAX, words > _WIDE_MAX, histogram[words])
+        return cls(words & fmt.max_code, words > fmt.max_code, histogram[words])
 
     def limited(self, fmt: LNSFormat, drop: int, underflow: str) -> tuple[int, int, Ints]:
         """How many saturate and flush in a format, and how often its codes come [C + 1]."""
@@ -722,10 +727,10 @@ class _Found:
         return int(self.counts[over].sum()), int(self.counts[under].sum()), codes
 
 
-def _limited_words(fmt: LNSFormat, drop: int, underflow: str, largest: int = _WIDE_MAX) -> tuple[Ints, Ints]:
-    """The words of `fmt` for wide codes 0 … `largest` of either sign: code plus `drop`, limited (spec 2.4, 4.6)."""
+def _limited_words(fmt: LNSFormat, drop: int, underflow: str, bits: int) -> tuple[Ints, Ints]:
+    """The words of `fmt` for all codes of wide words, positive and negative: code plus `drop`, limited (spec 2.4)."""
     least = 0 if underflow == "zero" else 1
-    limited = np.clip(np.arange(largest + 1, dtype=np.int64) + drop, least, fmt.max_code)
+    limited = np.clip(np.arange(1 << (bits - 1), dtype=np.int64) + drop, least, fmt.max_code)
     limited[0] = least
     if not fmt.signed:
         return limited, np.full_like(limited, least)
@@ -734,18 +739,10 @@ def _limited_words(fmt: LNSFormat, drop: int, underflow: str, largest: int = _WI
     return limited, negative
 
 
-def _value_table(
-    fmt: LNSFormat, drop: int, offset: int, underflow: str, largest: int, dtype: Any = np.float32
-) -> npt.NDArray[Any]:
-    """The value of every wide word that occurs, once it is limited to `fmt` (spec 2.5)."""
-    positive, negative = _limited_words(fmt, drop, underflow, largest)
-    values = formats.decode_table(fmt, offset, dtype)
-    table = np.zeros(2 * (_WIDE_MAX + 1), dtype=dtype)
-    table[: largest + 1] = values[positive]
-    table[_WIDE_MAX + 1 : _WIDE_MAX + 2 + largest] = (
-        -values[negative & fmt.max_code] if fmt.signed else values[negative]
-    )
-    if fmt.signed:
-        # the wide word of zero has no sign
-        table[_WIDE_MAX + 1] = table[0]
-    return table
+@lru_cache(maxsize=128)
+def _value_table(fmt: LNSFormat, drop: int, offset: int, underflow: str, bits: int, dtype: str) -> npt.NDArray[Any]:
+    """The value of every wide word once it is limited to `fmt` (spec 2.5)."""
+    positive, negative = _limited_words(fmt, drop, underflow, bits)
+    values = formats.decode_table(fmt, offset, np.dtype(dtype))
+    signs = np.where(negative & fmt.sign_bit, -1, 1).astype(dtype)
+    return np.concatenate([values[positive], signs * values[negative & fmt.max_code]])
