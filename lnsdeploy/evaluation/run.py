@@ -467,8 +467,8 @@ def evaluate(
 ) -> Evaluation | None:
     """Run a model over samples in float32 and under emulation.
 
-    Batches are dealt out to the processes whole, and every process sees the first one before its own, so that what is
-    recorded there is recorded by all: the figures are those of a single process, to the bit.
+    Batches are dealt out to the processes whole, what a recipe records on the first is recorded by the first process
+    for all, and sums are exact: the figures are those of a single process, to the bit.
 
     Args:
         model: with inputs; moved to `device`.
