@@ -59,7 +59,9 @@ def train(datapath: str | None, seed: int, epochs: int, batch: int, lr: float) -
 def main(argv: list[str] | None = None) -> int:
     """Train, print, and fail where the emulated net is more than a point below float32 on the mean."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--datapath", default="lns-madam-8", help="a named datapath, or a TOML file of one or of a recipe")
+    parser.add_argument(
+        "--datapath", default="lns-madam-8", help="a named datapath, or a TOML file of one or of a recipe"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=64)
@@ -71,7 +73,9 @@ def main(argv: list[str] | None = None) -> int:
         for seed in range(options.seeds)
         for path in (None, options.datapath)
     ]
-    mean = {name: np.mean([r["accuracy"] for r in runs if r["datapath"] == name]) for name in ("float32", options.datapath)}
+    mean = {
+        name: np.mean([r["accuracy"] for r in runs if r["datapath"] == name]) for name in ("float32", options.datapath)
+    }
     lost = 100 * float(mean["float32"] - mean[options.datapath])
     if options.json:
         print(json.dumps({"runs": runs, "points_lost": round(lost, 3)}))
