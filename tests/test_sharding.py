@@ -205,6 +205,32 @@ def test_labels_that_do_not_fit() -> None:
         Scores().count(model, batch, torch.zeros(1, 3), torch.zeros(1, 4))
 
 
+def test_frozen_weights_are_packed_once_and_counters_can_begin_anew() -> None:
+    """The histogram of weights tells when they are encoded; changed ones are, frozen or not."""
+    module = torch.nn.Linear(4, 4)
+    seen = lnsdeploy.emulate("lns-madam-8", model=module)
+    x = torch.ones(2, 4)
+
+    def run_once() -> None:
+        with torch.no_grad(), seen:
+            module(x)
+
+    run_once()
+    run_once()
+    record = seen.report()[0]
+    assert (record.calls, record.weights.total) == (2, 32)
+    seen.frozen = True
+    seen.forget()
+    assert (record.calls, record.macs, record.sqnr_db, record.weights.total, record.outputs.total) == (0, 0, None, 0, 0)
+    run_once()
+    assert (record.calls, record.macs, record.weights.total, record.outputs.total) == (1, 32, 0, 8)
+    with torch.no_grad():
+        module.weight.mul_(2)
+    run_once()
+    assert record.weights.total == 16
+    assert seen.report()[0] is record
+
+
 def test_sums_are_exact() -> None:
     """In whatever order and grouping batches are added, the sums are the same."""
     model = load_model(small("digits_mlp"))
@@ -245,7 +271,7 @@ def launch(arguments: list, expect: int | None = 0, **environment: str) -> subpr
         text=True,
         check=False,
         cwd=HERE.parent,
-        timeout=300,
+        timeout=1200,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
     )
     if expect is not None:
