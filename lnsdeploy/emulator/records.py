@@ -97,6 +97,7 @@ _FIELDS = (
     "datapath",
     "formats",
     "kernel",
+    "constant",
     "inputs",
     "weights",
     "outputs",
@@ -121,7 +122,8 @@ class ProductRecord(Mapping[str, Any]):
         kernel: what ran it.
         signal, noise: exact sums of squares of the float32 result, and of its difference to the emulated one, over the
             sampled rows.
-        inputs, weights, outputs: histograms of codes; that of weights counts them whenever they were encoded.
+        constant: whether the second operand is a parameter; then `weights` counts it once, as it was last.
+        inputs, weights, outputs: histograms of codes.
     """
 
     name: str
@@ -136,6 +138,7 @@ class ProductRecord(Mapping[str, Any]):
     datapath: str = ""
     formats: tuple[str, str, str] = ("", "", "")
     kernel: str = ""
+    constant: bool = False
     signal: Fraction = Fraction(0)
     noise: Fraction = Fraction(0)
     inputs: CodeHistogram | None = None
@@ -186,6 +189,8 @@ class ProductRecord(Mapping[str, Any]):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("inputs", "weights", "outputs"):
             mine, theirs = getattr(self, name), getattr(other, name)
+            if name == "weights" and self.constant and mine is not None and mine.total:
+                continue
             if mine is None:
                 setattr(self, name, theirs)
             elif theirs is not None:
