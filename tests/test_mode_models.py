@@ -20,7 +20,8 @@ import lnsdeploy
 from lnsdeploy.emulator import mode, native, reference
 from lnsdeploy.emulator.products import Traced
 from lnsdeploy.emulator.records import Seen
-from lnsdeploy.errors import BadFileError, BadValueError, UnknownNameError
+from lnsdeploy.errors import BadFileError, BadValueError, MissingDependencyError, UnknownNameError
+from lnsdeploy.evaluation.models import load_model
 from lnsdeploy.formats import LNSFormat, calibrate, decode, encode
 from lnsdeploy.recipe import LayerRecipe, Match, Recipe
 
@@ -119,17 +120,14 @@ def test_every_mac_is_counted(name: str, way: Any) -> None:
 
 def zoo(name: str) -> tuple[nn.Module, Tensor]:
     """Models that others wrote, with random weights and small inputs."""
+    if name == "gpt2":
+        sizes = {"n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 300, "n_positions": 64}
+        source, options, x = "hf:gpt2", {"settings": sizes}, torch.randint(0, 300, (2, 16))
+    else:
+        source, options, x = f"timm:{name}", {"image_size": 64}, torch.randn(1, 3, 64, 64)
     try:
-        if name == "gpt2":
-            from transformers import GPT2Config, GPT2LMHeadModel
-
-            tiny = GPT2Config(n_layer=2, n_embd=64, n_head=4, vocab_size=300, n_positions=64)
-            return GPT2LMHeadModel(tiny), torch.randint(0, 300, (2, 16))
-        import timm
-
-        options = {} if name.startswith("resnet") else {"img_size": 64}
-        return timm.create_model(name, **options), torch.randn(1, 3, 64, 64)
-    except (ImportError, RuntimeError) as error:
+        return load_model(source, weights="random", **options).module, x
+    except MissingDependencyError as error:
         pytest.skip(f"{name} cannot be made: {error}")
 
 

@@ -205,8 +205,13 @@ def test_labels_that_do_not_fit() -> None:
         Scores().count(model, batch, torch.zeros(1, 3), torch.zeros(1, 4))
 
 
-def test_frozen_weights_are_packed_once_and_counters_can_begin_anew() -> None:
-    """The histogram of weights tells when they are encoded; changed ones are, frozen or not."""
+def test_frozen_weights_are_packed_once_and_counters_can_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frozen or not, weights that were changed are packed again."""
+    from lnsdeploy.emulator import mode
+
+    packed = []
+    encode = mode.encode_weights
+    monkeypatch.setattr(mode, "encode_weights", lambda *args: packed.append(args[2]) or encode(*args))
     module = torch.nn.Linear(4, 4)
     seen = lnsdeploy.emulate("lns-madam-8", model=module)
     x = torch.ones(2, 4)
@@ -218,16 +223,19 @@ def test_frozen_weights_are_packed_once_and_counters_can_begin_anew() -> None:
     run_once()
     run_once()
     record = seen.report()[0]
-    assert (record.calls, record.weights.total) == (2, 32)
+    assert (record.calls, len(packed)) == (2, 2)
     seen.frozen = True
     seen.forget()
-    assert (record.calls, record.macs, record.sqnr_db, record.weights.total, record.outputs.total) == (0, 0, None, 0, 0)
+    counted = (record.calls, record.macs, record.words, record.sqnr_db, record.inputs.total, record.outputs.total)
+    assert counted == (0, 0, 0, None, 0, 0)
+    # words of a parameter are no count: they are what is packed
+    assert record.weights.total == 16
     run_once()
-    assert (record.calls, record.macs, record.weights.total, record.outputs.total) == (1, 32, 0, 8)
+    assert (record.calls, record.macs, record.outputs.total, len(packed)) == (1, 32, 8, 2)
     with torch.no_grad():
         module.weight.mul_(2)
     run_once()
-    assert record.weights.total == 16
+    assert len(packed) == 3
     assert seen.report()[0] is record
 
 

@@ -174,13 +174,13 @@ class ProductRecord(Mapping[str, Any]):
             self.noise += Fraction(noise)
 
     def clear(self) -> None:
-        """Count from nothing; what the product is stays."""
+        """Count from nothing; what the product is stays, and so do the words of a parameter."""
         fresh = ProductRecord(self.name, self.op)
         for name in ("calls", "macs", "words", "saturated", "flushed", "seconds", "signal", "noise"):
             setattr(self, name, getattr(fresh, name))
         for name in ("inputs", "weights", "outputs"):
             histogram = getattr(self, name)
-            if histogram is not None:
+            if histogram is not None and not (name == "weights" and self.constant):
                 setattr(self, name, CodeHistogram(histogram.format))
 
     def merge(self, other: ProductRecord) -> None:
