@@ -110,7 +110,6 @@ class _Site:
     product: Product | None
     name: str
     recipe: LayerRecipe
-    error: str = ""
 
 
 class _Contiguous(TorchFunctionMode):
@@ -201,6 +200,8 @@ class Emulation(Seen):
         self._forward: OrderedDict[int, _Forward] = OrderedDict()
         self._last_backward: tuple[int, list[str]] = (-1, [])
         self._known: dict[str, Placed] = {}
+        # set by whoever enters many times and changes no parameter between: packed weights are kept then
+        self.frozen = False
         self._exit: contextlib.ExitStack | None = None
         self._checked = False
 
@@ -210,7 +211,8 @@ class Emulation(Seen):
         if self._exit is not None or getattr(_ACTIVE, "emulation", None) is not None:
             raise BadValueError("an emulation is already active here; emulations do not nest")
         # data that the parameters held may have been changed where no counter saw it
-        self._weights.clear()
+        if not self.frozen:
+            self._weights.clear()
         with contextlib.ExitStack() as stack:
             for unfused in _unfused():
                 stack.enter_context(unfused)
@@ -401,10 +403,11 @@ class Emulation(Seen):
                 which, error_first = "weight", error
                 break
         if not which:
-            # saved elsewhere meanwhile (checkpointing, offloading): a parameter tells, else the order of torch
-            owners = self._names.owner(first) is not None, self._names.owner(second) is not None
-            which = "input" if any(owners) or (not any(done) and not info.owned) else "weight"
-            error_first = not owners[0] and not (which == "weight" and info.kind != "matmul" and op == "mm_left")
+            # saved elsewhere meanwhile (checkpointing, offloading): a parameter tells, else torch's order of gradients
+            by_first = self._names.owner(first) is not None
+            by_second = self._names.owner(second) is not None
+            which = "input" if by_first or by_second or not (done or info.owned) else "weight"
+            error_first = not by_first
         done.append(which)
         return self._gradient_site(info, which, error_first)
 
@@ -553,12 +556,8 @@ class Emulation(Seen):
         values = lay(_number(tensor))
         what = f"the second operand of {product.record.name}"
         made = encode_weights(backend, values, what, product.setting, fmt, repeat)
-        assert product.record.weights is not None
-        if fmt is None or fmt == product.setting.weight:
-            product.record.weights.add_words(made.counts)
-        else:
-            assert product.record.inputs is not None
-            product.record.inputs.add_words(made.counts)
+        # `fmt` is given where the first operand is what is packed
+        product.saw_packed(made.counts, first=fmt is not None, constant=key is not None)
         if key is not None:
             self._weights[key] = (state, made)
         return made

@@ -553,6 +553,21 @@ class Product:
             self._trace(trace, plan, placed, input_shift, words, weights, integers, geometry, wide, drop, swapped)
         return result
 
+    def saw_packed(self, counts: Ints, *, first: bool, constant: bool) -> None:
+        """Count the words of an operand that was packed.
+
+        Args:
+            first: whether it is the first operand.
+            constant: whether it is a parameter's, which stay: those that were last packed count, once.
+        """
+        record = self.record
+        histogram = record.inputs if first else record.weights
+        if constant:
+            record.constant = True
+            histogram = record.weights = CodeHistogram(self.setting.weight)
+        assert histogram is not None
+        histogram.add_words(counts)
+
     # placing
 
     def _place(self, placed: Placed, plan: DotPlan, peaks: Any, shift: Ints, input_shift: int) -> None:

@@ -97,6 +97,7 @@ _FIELDS = (
     "datapath",
     "formats",
     "kernel",
+    "constant",
     "inputs",
     "weights",
     "outputs",
@@ -121,7 +122,8 @@ class ProductRecord(Mapping[str, Any]):
         kernel: what ran it.
         signal, noise: exact sums of squares of the float32 result, and of its difference to the emulated one, over the
             sampled rows.
-        inputs, weights, outputs: histograms of codes; that of weights counts them whenever they were encoded.
+        constant: whether the second operand is a parameter; then `weights` counts it once, as it was last.
+        inputs, weights, outputs: histograms of codes.
     """
 
     name: str
@@ -136,6 +138,7 @@ class ProductRecord(Mapping[str, Any]):
     datapath: str = ""
     formats: tuple[str, str, str] = ("", "", "")
     kernel: str = ""
+    constant: bool = False
     signal: Fraction = Fraction(0)
     noise: Fraction = Fraction(0)
     inputs: CodeHistogram | None = None
@@ -170,12 +173,24 @@ class ProductRecord(Mapping[str, Any]):
             self.signal += Fraction(signal)
             self.noise += Fraction(noise)
 
+    def clear(self) -> None:
+        """Count from nothing; what the product is stays, and so do the words of a parameter."""
+        fresh = ProductRecord(self.name, self.op)
+        for name in ("calls", "macs", "words", "saturated", "flushed", "seconds", "signal", "noise"):
+            setattr(self, name, getattr(fresh, name))
+        for name in ("inputs", "weights", "outputs"):
+            histogram = getattr(self, name)
+            if histogram is not None and not (name == "weights" and self.constant):
+                setattr(self, name, CodeHistogram(histogram.format))
+
     def merge(self, other: ProductRecord) -> None:
         """Add what another process counted for the same product."""
         for name in ("calls", "macs", "words", "saturated", "flushed", "seconds", "signal", "noise"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("inputs", "weights", "outputs"):
             mine, theirs = getattr(self, name), getattr(other, name)
+            if name == "weights" and self.constant and mine is not None and mine.total:
+                continue
             if mine is None:
                 setattr(self, name, theirs)
             elif theirs is not None:
@@ -244,6 +259,13 @@ class Seen:
         entry = self.left_float.setdefault(name, {"calls": 0, "macs": 0})
         entry["calls"] += 1
         entry["macs"] += macs
+
+    def forget(self) -> None:
+        """Count from nothing. What was recorded for later calls, and packed, stays."""
+        for record in self.records.values():
+            record.clear()
+        self.not_emulated.clear()
+        self.left_float.clear()
 
     def merge(self, other: Seen | Mapping[str, Any]) -> None:
         """Add what another emulation of the same model saw, given itself or as its :meth:`to_dict`.
