@@ -152,8 +152,7 @@ struct Lookup {
 };
 
 /* Keys of LNS_TABLE, LNS_BINS and LNS_PAIR: a code, one block of the table further if negative, in bytes; a sum below 0
- * has a zero, and entry 0 is for those. numbers[0]: entries of a block; numbers[1] (pair): what is taken off every sum
- * so that it begins at 1. */
+ * has a zero, and entry 0 is for those. numbers[0]: entries of a block. */
 __device__ __forceinline__ i32 block_key(const Words& side, u32 word, i32 shift, i32 block, int stride) {
   const Coding c(side, word);
   if (c.code == 0) return kZeroKey;
@@ -245,7 +244,7 @@ struct Family {
     return block_key(p.a, word, 0, p.numbers[0], Lookup<i32>::kStride);
   }
   __device__ __forceinline__ i32 w_key(const Product& p, u32 word, i32 shift) const {
-    return block_key(p.w, word, shift - p.numbers[1], p.numbers[0], Lookup<i32>::kStride);
+    return block_key(p.w, word, shift, p.numbers[0], Lookup<i32>::kStride);
   }
   __device__ __forceinline__ i32 a_ready(i32 key) const { return key + table.lane; }
   __device__ __forceinline__ i32 start(i64 bias, const Product& p) const {
