@@ -1,8 +1,8 @@
 """The GPU kernels on torch tensors: names and signatures of :mod:`lnsdeploy.emulator.native`, CUDA tensors for arrays.
 
 Kernels (lnsdeploy/kernels) are compiled when they are first needed (:mod:`lnsdeploy.emulator.nvrtc`), and run on the
-current stream of torch. Nothing crosses to the CPU inside a layer: tables go to the GPU when a layer is made, and counters come
-back only where `counts` are asked for, which waits for the GPU.
+current stream of torch. Nothing crosses to the CPU inside a layer: tables go to the GPU when a layer is made, and
+counters come back only where `counts` are asked for, which waits for the GPU.
 
 A host build of the same kernels takes this module's launches in the tests (tests/cuda_host), for tensors of the CPU.
 """
@@ -576,7 +576,7 @@ class CudaDot:
         return out
 
     def batched(self, a: Tensor, counts: Counts | None = None) -> Tensor:
-        """Independent products (spec 7.2): activations [groups, M, K] with each group's weights, [groups, M, N/groups]."""
+        """Independent products (spec 7.2) of activations [groups, M, K] and each group's weights: [groups, M, columns]."""
         self._activations(a)
         if a.ndim != 3 or a.shape[0] != self.groups or a.shape[2] != self.depth:
             raise BadValueError(

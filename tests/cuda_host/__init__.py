@@ -149,8 +149,10 @@ class HostRuntime:
         parameters: ctypes.Structure,
     ) -> None:
         """See :class:`lnsdeploy.emulator.nvrtc.Runtime`; done when it returns."""
-        assert all(1 <= n for n in grid) and grid[0] < 1 << 31 and max(grid[1:]) <= 65535, grid
-        assert 1 <= threads <= 1024 and threads % 32 == 0
+        # what CUDA refuses
+        assert min(grid) >= 1
+        assert max(grid[0] >> 15, *grid[1:]) <= 65535
+        assert threads in range(32, 1025, 32)
         assert 0 <= shared <= self.shared_memory
         self.launches = [*self.launches[-63:], (program, name, grid, threads, shared)]
         library = _library(build(program, self.texts.get(program.file)))
