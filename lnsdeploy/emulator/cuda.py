@@ -227,12 +227,12 @@ def _words(x: Tensor, side: Side) -> _Words:
     return _Words(x.data_ptr(), side.bytes, side.max_code, side.sign_bit, side.widen)
 
 
-def _result(x: Tensor, side: Side, underflow_min: bool, counts: Tensor | None = None) -> _Result:
+def result(x: Tensor, side: Side, underflow_min: bool, counts: Tensor | None = None) -> _Result:
     pointer = None if counts is None else counts.data_ptr()
     return _Result(x.data_ptr(), side.max_code, side.bytes, side.sign_bit, int(underflow_min), 0, pointer)
 
 
-def _upload(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+def upload(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     """An array in a device's memory. Its bytes matter, not torch's name for its type."""
     raw = np.array(array, order="C", copy=True).reshape(-1).view(np.uint8)
     # nothing may point to no memory at all
@@ -310,7 +310,7 @@ class Packed:
             arrays |= {"plus": layer.delta_plus.astype(np.int32), "minus": layer.delta_minus.astype(np.int32)}
             self._start_bits = 0
         arrays |= self.choice.arrays
-        self._arrays = {name: _upload(array, device) for name, array in arrays.items()}
+        self._arrays = {name: upload(array, device) for name, array in arrays.items()}
         self._entries = len(arrays["table"]) if "table" in arrays else 0
 
     @property
@@ -353,7 +353,7 @@ class Packed:
         p = _Product(
             a=_words(a, layer.activation),
             w=_words(self.words, layer.weight),
-            out=_result(out, layer.output, layer.underflow_min, counts),
+            out=result(out, layer.output, layer.underflow_min, counts),
             rows=rows.data_ptr(),
             depths=depths.data_ptr(),
             out_rows=out_rows.data_ptr(),
@@ -408,7 +408,7 @@ class Packed:
 
 
 def _places(device: torch.device, *arrays: npt.NDArray[np.int64]) -> tuple[Tensor, ...]:
-    return tuple(_upload(a.astype(np.int32), device).view(torch.int32)[: a.size] for a in arrays)
+    return tuple(upload(a.astype(np.int32), device).view(torch.int32)[: a.size] for a in arrays)
 
 
 def _matrix_places(device: torch.device, m: int, k: int, row: int, column: int, out: int) -> tuple[Tensor, ...]:
@@ -487,8 +487,8 @@ def convolution(packed: Packed, x: Tensor, out: Tensor, window: Window, inputs: 
     axes = len(window.kernel)
     groups, n = packed.layer.groups, packed.columns
     sizes = tuple(int(v) + window.pads[i] + window.pads[axes + i] for i, v in enumerate(x.shape[2:]))
-    result = tuple(out.shape[2:])
-    plane, positions = prod(sizes), prod(result)
+    places = tuple(out.shape[2:])
+    plane, positions = prod(sizes), prod(places)
     image, image_out = groups * inputs * plane, groups * n * positions
     if max(image, image_out, inputs * prod(window.kernel) * n) > _MAX_ELEMENTS:
         raise UnsupportedError(f"an image of {tuple(x.shape[1:])} is beyond 32-bit offsets")
@@ -503,12 +503,12 @@ def convolution(packed: Packed, x: Tensor, out: Tensor, window: Window, inputs: 
             taps = tuple(s * v for s, v in zip(strides, window.dilations, strict=True))
             return _places(
                 x.device,
-                _grid((count, *result), (image, *steps)),
+                _grid((count, *places), (image, *steps)),
                 _grid((inputs, *window.kernel), (plane, *taps)),
-                _grid((count, *result), (image_out, *_strides(result))),
+                _grid((count, *places), (image_out, *_strides(places))),
             )
 
-        key = "convolution", x.device, count, sizes, result, window, groups, inputs, n
+        key = "convolution", x.device, count, sizes, places, window, groups, inputs, n
         packed.run(
             part,
             out,
@@ -576,7 +576,7 @@ class CudaDot:
         return out
 
     def batched(self, a: Tensor, counts: Counts | None = None) -> Tensor:
-        """Independent products (spec 7.2) of activations [groups, M, K] and each group's weights: [groups, M, columns]."""
+        """Independent products (spec 7.2) of activations [groups, M, K] with each group's weights: [groups, M, n]."""
         self._activations(a)
         if a.ndim != 3 or a.shape[0] != self.groups or a.shape[2] != self.depth:
             raise BadValueError(
@@ -626,7 +626,7 @@ def encode_words(x: Tensor, thresholds: tuple[Tensor, Tensor, int], side: Side, 
     bounds, starts, drop = thresholds
     p = _Map(
         _Words(x.data_ptr()),
-        _result(out, side, False),
+        result(out, side, False),
         x.numel(),
         bounds.data_ptr(),
         starts.data_ptr(),
@@ -639,7 +639,7 @@ def encode_words(x: Tensor, thresholds: tuple[Tensor, Tensor, int], side: Side, 
 @lru_cache(maxsize=256)
 def _encode_table(fmt: LNSFormat, offset: int, underflow: str, device: torch.device) -> tuple[Tensor, Tensor, int]:
     bounds, starts, drop = encode_table(operands.encode_thresholds(fmt, offset, underflow))
-    return _upload(bounds, device), _upload(starts, device), drop
+    return upload(bounds, device), upload(starts, device), drop
 
 
 def encode(x: Tensor, fmt: LNSFormat, offset: int, underflow: str = "zero", *, check: bool = True) -> Tensor:
@@ -674,7 +674,7 @@ def decode_words(words: Tensor, table: Tensor, bits: int, out: Tensor) -> None:
 
 @lru_cache(maxsize=256)
 def _decode_table(fmt: LNSFormat, offset: int, device: torch.device) -> Tensor:
-    return _upload(operands.decode_values(fmt, offset), device)
+    return upload(operands.decode_values(fmt, offset), device)
 
 
 def decode(words: Tensor, fmt: LNSFormat, offset: int) -> Tensor:
@@ -685,38 +685,45 @@ def decode(words: Tensor, fmt: LNSFormat, offset: int) -> Tensor:
     return out
 
 
-def map_words(x: Tensor, side: Side, output: Side, table: Tensor, out: Tensor, counts: Tensor | None = None) -> None:
+def _map_words(x: Tensor, side: Side, output: Side, table: Tensor, out: Tensor, counts: Tensor | None = None) -> None:
     """A word for every word, from a table of :func:`lns_map` (general.cu)."""
     x = x.contiguous()
-    p = _Map(_words(x, side), _result(out, output, False, counts), x.numel(), table.data_ptr())
+    p = _Map(_words(x, side), result(out, output, False, counts), x.numel(), table.data_ptr())
     _elements(x.device, "lns_map", x.numel(), p)
 
 
 def _mapped(key: tuple[Any, ...], device: torch.device, make: Callable[[], npt.NDArray[Any]]) -> Tensor:
-    found: Tensor = _tables.get((*key, device), lambda: _upload(make().astype(np.uint32), device))
+    found: Tensor = _tables.get((*key, device), lambda: upload(make().astype(np.uint32), device))
     return found
 
 
-def _every_word(fmt: LNSFormat) -> npt.NDArray[Any]:
-    return np.arange(1 << fmt.bits).astype(fmt.dtype)
+def _limit_table(side: Side, low: int, high: int) -> npt.NDArray[Any]:
+    words = np.arange(1 << side.bits, dtype=np.int64)
+    codes = words & side.max_code
+    keys = np.where(words & side.sign_bit != 0, -codes, codes).clip(low, high)
+    return np.where(keys < 0, -keys + side.sign_bit, keys)
+
+
+def limit_words(x: Tensor, side: Side, limits: tuple[int, int], out: Tensor) -> None:
+    """Words limited to two signed codes (spec 6.1)."""
+    table = _mapped(("limit", side, limits), x.device, lambda: _limit_table(side, *limits))
+    _map_words(x, side, side, table, out)
 
 
 def relu(x: Tensor, fmt: LNSFormat) -> Tensor:
     """Negative words become zero (spec 6.1)."""
     _check(x, fmt, "words")
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    table = _mapped(("relu", fmt), x.device, lambda: reference.relu(_every_word(fmt), fmt))
-    map_words(x, _format(fmt), _format(fmt), table, out)
+    limit_words(x, _format(fmt), (0, fmt.max_code), out)
     return out
 
 
 def clip(x: Tensor, fmt: LNSFormat, low: int, high: int) -> Tensor:
     """Words limited to two words (spec 6.1)."""
     _check(x, fmt, "words")
+    keys = [-(w & fmt.max_code) if w & fmt.sign_bit else w & fmt.max_code for w in (int(low), int(high))]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    key = "clip", fmt, int(low), int(high)
-    table = _mapped(key, x.device, lambda: reference.clip(_every_word(fmt), fmt, low, high))
-    map_words(x, _format(fmt), _format(fmt), table, out)
+    limit_words(x, _format(fmt), (keys[0], keys[1]), out)
     return out
 
 
@@ -739,20 +746,30 @@ def rescale_table(
     return made.astype(np.uint32)
 
 
+def rescale_words(
+    x: Tensor,
+    side: Side,
+    output: Side,
+    underflow_min: bool,
+    change: tuple[tuple[int, int], int, int],
+    out: Tensor,
+    counts: Tensor | None = None,
+) -> None:
+    """Words of another format or offset; `change` has both offsets, and what codes are multiplied and divided by."""
+    key = "rescale", side, output, underflow_min, change
+    table = _mapped(key, x.device, lambda: rescale_table(side, output, underflow_min, *change))
+    _map_words(x, side, output, table, out, counts)
+
+
 def rescale(x: Tensor, plan: RescalePlan, counts: Counts | None = None) -> Tensor:
     """Words of another format or offset (spec 6.3)."""
     _check(x, plan.input, "words")
-    side, output = _format(plan.input), _format(plan.output)
+    multiply = max(plan.output.gamma // plan.input.gamma, 1)
+    divide = max(plan.input.gamma // plan.output.gamma, 1)
     out = torch.empty(x.shape, dtype=word_dtype(plan.output.bits), device=x.device)
-
-    def make() -> npt.NDArray[np.uint32]:
-        multiply = max(plan.output.gamma // plan.input.gamma, 1)
-        divide = max(plan.input.gamma // plan.output.gamma, 1)
-        offsets = plan.input_offset, plan.output_offset
-        return rescale_table(side, output, plan.underflow == "min", offsets, multiply, divide)
-
     found = _counter(counts, x.device)
-    map_words(x, side, output, _mapped(("rescale", plan), x.device, make), out, found)
+    change = (plan.input_offset, plan.output_offset), multiply, divide
+    rescale_words(x, _format(plan.input), _format(plan.output), plan.underflow == "min", change, out, found)
     _flush(out.numel(), found, counts)
     return out
 
@@ -765,7 +782,7 @@ def rescale(x: Tensor, plan: RescalePlan, counts: Counts | None = None) -> Tenso
 def _deltas(accumulator: LogAccumulator, gamma: int, device: torch.device) -> tuple[Tensor, int, Tensor, int]:
     made = operands.delta_tables(accumulator, gamma)
     plus, minus = made["delta_plus"], made["delta_minus"]
-    return _upload(plus, device), len(plus), _upload(minus, device), len(minus)
+    return upload(plus, device), len(plus), upload(minus, device), len(minus)
 
 
 def adder(plus: Tensor, plus_count: int, minus: Tensor, minus_count: int, bits: int, guard: int, lanes: int) -> _Adder:
@@ -784,7 +801,7 @@ def add_words(
     sides: tuple[Side, Side],
     shifts: tuple[int, int, int],
     with_adder: _Adder,
-    result: _Result,
+    into: _Result,
 ) -> None:
     """Sums of words of one shape, of any strides; shifts are the operands' and the result's."""
     shape, x, y = list(a.shape), list(a.stride()), list(b.stride())
@@ -803,7 +820,7 @@ def add_words(
     p = _Sum(
         _words(a, sides[0]),
         _words(b, sides[1]),
-        result,
+        into,
         with_adder,
         *shifts,
         a.numel(),
@@ -828,7 +845,7 @@ def add(a: Tensor, b: Tensor, plan: AddPlan, counts: Counts | None = None) -> Te
         (_format(plan.a), _format(plan.b)),
         (plan.a_offset - plan.acc_offset, plan.b_offset - plan.acc_offset, plan.acc_offset - plan.output_offset),
         _adder(plan.accumulator, plan.output.gamma, a.device),
-        _result(out, output, plan.underflow == "min", found),
+        result(out, output, plan.underflow == "min", found),
     )
     _flush(out.numel(), found, counts)
     return out
@@ -868,17 +885,22 @@ def holds_padding_only(shape: tuple[int, ...], window: Window) -> bool:
     return False
 
 
+def max_words(x: Tensor, side: Side, window: Window, out: Tensor) -> None:
+    """The largest word of each window; every window holds an element (spec 6.1)."""
+    x = x.contiguous()
+    geometry, _ = _geometry(x, window)
+    p = _Pool(x=_words(x, side), out=result(out, side, False), window=geometry, outer=x.shape[0] * x.shape[1])
+    _elements(x.device, "lns_max_pool", out.numel(), p)
+
+
 def max_pool(x: Tensor, fmt: LNSFormat, window: Window) -> Tensor:
     """The largest value of each window of x [B, C, *spatial] (spec 6.1)."""
     _check(x, fmt, "words")
-    geometry, shape = _geometry(x, window)
+    _, shape = _geometry(x, window)
     if holds_padding_only(tuple(x.shape[2:]), window):
         raise BadValueError("a window of the max pooling holds padding only: use smaller pads")
-    x = x.contiguous()
     out = torch.empty(shape, dtype=x.dtype, device=x.device)
-    side = _format(fmt)
-    p = _Pool(x=_words(x, side), out=_result(out, side, False), window=geometry, outer=x.shape[0] * x.shape[1])
-    _elements(x.device, "lns_max_pool", out.numel(), p)
+    max_words(x, _format(fmt), window, out)
     return out
 
 
@@ -903,11 +925,11 @@ def _pool(
     x: Tensor, plan: PoolPlan, window: Window, key: Any, divisor: Callable[[], Ints], counts: Counts | None
 ) -> Tensor:
     _check(x, plan.input, "words")
-    geometry, shape = _geometry(x, window)
+    _, shape = _geometry(x, window)
 
     def make() -> tuple[Tensor, tuple[int, ...]]:
         made = divisor()
-        return _upload(made.astype(np.int64), x.device), (1,) * (3 - made.ndim) + made.shape
+        return upload(made.astype(np.int64), x.device), (1,) * (3 - made.ndim) + made.shape
 
     logs, log_shape = _tables.get((*key, len(window.kernel), x.device), make)
     output = _format(plan.output)
@@ -916,9 +938,9 @@ def _pool(
     pool_words(
         x,
         _format(plan.input),
-        _result(out, output, plan.underflow == "min", found),
+        result(out, output, plan.underflow == "min", found),
         _adder(plan.accumulator, plan.input.gamma, x.device),
-        geometry,
+        window,
         out.numel(),
         (plan.input_offset - plan.acc_offset, plan.acc_offset - plan.output_offset),
         (logs, log_shape),
@@ -930,9 +952,9 @@ def _pool(
 def pool_words(
     x: Tensor,
     side: Side,
-    result: _Result,
+    into: _Result,
     with_adder: _Adder,
-    geometry: _Window,
+    window: Window,
     count: int,
     shifts: tuple[int, int],
     log_counts: tuple[Tensor, tuple[int, ...]],
@@ -941,9 +963,9 @@ def pool_words(
     x = x.contiguous()
     p = _Pool(
         _words(x, side),
-        result,
+        into,
         with_adder,
-        geometry,
+        _geometry(x, window)[0],
         x.shape[0] * x.shape[1],
         *shifts,
         log_counts[0].data_ptr(),

@@ -349,11 +349,12 @@ def _single_terms(layer: Layer) -> Array:
     """Terms by sum of block keys, fitted where a step has one term."""
     table = _signed_terms(layer, layer.terms[0])
     if layer.lanes == 1:
-        table = _fitted(table, layer.psum_bits, layer.saturate)
+        table = fitted(table, layer.psum_bits, layer.saturate)
     return table
 
 
-def _fitted(values: Array, bits: int, saturate: bool) -> Array:
+def fitted(values: Array, bits: int, saturate: bool) -> Array:
+    """Integers fitted to a width (spec 4.4)."""
     limit = (1 << (bits - 1)) - 1
     return operands._fitted(values, bits, "saturate" if saturate else "wrap", limit)
 
@@ -580,12 +581,12 @@ def _bins(layer: Layer, shared_memory: int) -> Choice | None:
     if not 2 <= bins <= _MAX_BINS or mode == LANES or entries > _MAX_TABLE:
         return None
     used = layer.terms != 0
-    if (used.sum(axis=0) > 1).any():
+    if (used.sum(axis=0) > 1).any() or int(layer.terms.min()) < 0:
         return None
     if layer.acc_bits > (26 if mode == SATURATE else 32):
         return None
     bin_of = used.argmax(axis=0)
-    terms = _fitted(_signed_terms(layer, layer.terms.max(axis=0)), layer.psum_bits, layer.saturate)
+    terms = fitted(_signed_terms(layer, layer.terms.max(axis=0)), layer.psum_bits, layer.saturate)
     if mode == SATURATE:
         most = 2 * ((1 << (layer.acc_bits - 1)) - 1)
         terms = np.clip(terms, -most, most)
@@ -708,7 +709,8 @@ def _log(layer: Layer, shared_memory: int, depth: int = 1 << 20) -> Choice | Non
     sides = [(layer.weight.max_code * layer.weight.widen + abs(s)) << guard for s in shifts]
     reach = max(abs(low), abs(high), top, first, *sides) + count + most + 8
     reach = max(reach, (layer.activation.max_code * layer.activation.widen) << guard)
-    for direct, all_copies in ((True, (32,)), (False, (32, 16, 8, 4, 2, 1, 0))):
+    # two copies would save few conflicts of banks, and take the room of a second block
+    for direct, all_copies in ((True, (32,)), (False, (32, 16, 8, 4, 1, 0))):
         for copies in all_copies:
             unit = 32 * max(copies, 1)
             entries = 8 * (count + 1) + 8 if direct else 2 * count + 2

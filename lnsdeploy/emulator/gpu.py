@@ -1,9 +1,9 @@
 """The executors `cuda` and `torch`: nets on tensors, equal to the reference to the bit.
 
 The functions have the names and signatures of :mod:`lnsdeploy.emulator.reference`, with tensors for arrays. CUDA
-tensors go to the GPU kernels (:mod:`lnsdeploy.emulator.cuda`); those of any other device, and what the kernels' integers
-do not hold, through plain torch operations (:mod:`lnsdeploy.emulator.portable`), on the same device. So every net
-runs.
+tensors go to the GPU kernels (:mod:`lnsdeploy.emulator.cuda`); those of any other device, and what the kernels'
+integers do not hold, through plain torch operations (:mod:`lnsdeploy.emulator.portable`), on the same device. So every
+net runs.
 """
 
 from __future__ import annotations
