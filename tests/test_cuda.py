@@ -94,8 +94,8 @@ KERNELS: dict[str, tuple[DotPlan, str]] = {
     ),
     "mitchell": (plan_of(WORD, LinearAccumulator(30), lsb=40), "mitchell-saturate"),
     "global": (plan_of(WORD, LinearAccumulator(30, table_bits=10, shift="round"), lsb=40), "table-saturate-global"),
-    "bins": (plan_of(BYTE, LinearAccumulator(14, "bin", table_bits=3), lsb=13), "bins-saturate-x8"),
-    "bins-wrap": (plan_of(BYTE, LinearAccumulator(14, "bin", table_bits=2, overflow="wrap"), lsb=12), "bins-wrap-x8"),
+    "bins": (plan_of(BYTE, LinearAccumulator(14, "bin", table_bits=3), lsb=13), "bins-saturate-x16"),
+    "bins-wrap": (plan_of(BYTE, LinearAccumulator(14, "bin", table_bits=2, overflow="wrap"), lsb=12), "bins-wrap-x32"),
     "pair": (plan_of(BYTE, LogAccumulator(7), acc_offset=100), "pair-x32"),
     "pair-guard": (plan_of(BYTE, LogAccumulator(6, 1), acc_offset=170), "pair-x32"),
     "log": (plan_of(BYTE, LogAccumulator(12), acc_offset=-200), "log-direct-x32"),
@@ -143,15 +143,24 @@ def test_every_kernel_gives_the_words_of_the_reference(runtime: HostRuntime, nam
 
 
 @needs_host
-@pytest.mark.parametrize("tile", list(products.TILES)[:4])
-@pytest.mark.parametrize("name", ["saturate", "bins", "log-low", "lanes", "fp32"])
+@pytest.mark.parametrize(
+    ("name", "tile"),
+    [
+        *(("saturate", tile) for tile in ("128x128", "128x64", "64x64", "32x32")),
+        *(("bins", tile) for tile in ("64x64", "32x32")),
+        ("log-low", "128x128"),
+        ("wide", "128x64"),
+        ("lanes", "64x64"),
+        ("fp32", "128x128"),
+        ("pair", "128x128"),
+    ],
+)
 def test_every_tile_gives_the_words_of_the_reference(runtime: HostRuntime, name: str, tile: str) -> None:
     plan, _ = KERNELS[name]
-    choice = products.choose(products.layer_of(plan, 1, 1, None), runtime.shared_memory)
-    if tile not in choice.tiles:
-        pytest.skip(f"{choice.name} has no tile {tile}")
+    channels = products.TILES[tile].n + 3
+    choice = products.choose(products.layer_of(plan, channels, 1, None), runtime.shared_memory)
     chosen = choice.tile(tile)
-    _run(plan, (chosen.m + 5, chosen.n + 3, 2 * chosen.depth + 1), choice, chosen)
+    _run(plan, (chosen.m + 5, channels, 2 * chosen.depth + 1), choice, chosen)
     assert runtime.launches[-1][2] == (2, 2, 1)
     assert runtime.launches[-1][3] == chosen.threads
 
@@ -210,7 +219,8 @@ def test_large_batches_are_split(runtime: HostRuntime, monkeypatch: pytest.Monke
     window = Window((3, 3), (1, 1), (1, 1, 1, 1))
     got = cuda.CudaDot(plan, torch.from_numpy(w), groups=3).convolution(torch.from_numpy(x), window)
     np.testing.assert_array_equal(got.numpy(), reference.convolution(x, w, None, plan, window, 3))
-    assert len([1 for launch in runtime.launches if launch[1] == "lns_product"]) == 6
+    # two padded images at a time, and two of three groups
+    assert len([1 for launch in runtime.launches if launch[1] == "lns_product"]) == 8
     a, b = words_of(BYTE, (90, 30)), words_of(BYTE, (5, 30), 1)
     got = cuda.CudaDot(plan, torch.from_numpy(b)).dot(torch.from_numpy(a))
     np.testing.assert_array_equal(got.numpy(), reference.dot(a, b, None, plan))
@@ -278,16 +288,26 @@ def test_structs_are_those_of_the_kernels(tmp_path: Path) -> None:
 _WITHOUT_BARRIER = """
 import sys
 import numpy as np, torch
-from lnsdeploy.emulator import cuda, nvrtc
+from lnsdeploy.datapath import Datapath, LinearAccumulator, default_adder
+from lnsdeploy.emulator import cuda, nvrtc, reference
+from lnsdeploy.emulator.plan import Counts, DotPlan
+from lnsdeploy.formats import LNSFormat
 from tests.cuda_host import HostRuntime
-from tests.test_cuda import KERNELS, _run
+fmt = LNSFormat(8, 8)
+path = Datapath("d", fmt, fmt, fmt, LinearAccumulator(20, table_bits=3), default_adder(fmt))
+plan = DotPlan(path, fmt, fmt, fmt, 0, 0, fmt.max_code, lsb=14)
+rng = np.random.default_rng(0)
+a, w = (rng.integers(0, 256, (40, 100)).astype(np.uint8) for _ in range(2))
 text = nvrtc.source("products.cu")
 parts = text.split(b"__syncthreads();")
 without = int(sys.argv[1])
 if without >= 0:
     parts[without : without + 2] = [parts[without] + b";" + parts[without + 1]]
 with cuda.host_runtime(HostRuntime(texts={"products.cu": b"__syncthreads();".join(parts)})):
-    _run(KERNELS["saturate"][0], (40, 40, 100))
+    counts, want = Counts(), Counts()
+    got = cuda.CudaDot(plan, torch.from_numpy(w)).dot(torch.from_numpy(a), counts)
+    np.testing.assert_array_equal(got.numpy(), reference.dot(a, w, None, plan, want))
+    assert counts == want
 print("equal")
 """
 
@@ -320,8 +340,14 @@ def _program(name: str) -> Program:
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("name", ["wrap", "fp32-saturate", "log-low", "bins", "general"])
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("saturate", "sm_80"),
+        ("general", "sm_80"),
+        *((name, "sm_90") for name in ("saturate", "fp32-saturate", "log-low", "bins", "wide", "pair", "general")),
+    ],
+)
 def test_kernels_compile_without_a_card(name: str, architecture: str) -> None:
     """On sm_90 no register is spilled, at two blocks of 256 threads to a multiprocessor where tables allow it."""
     program = Program("general.cu") if name == "general" else _program(name)

@@ -191,6 +191,8 @@ TILES = {
     "32x32": Tile(4, 4, 8, 8, 8, 0.6),
     "16x16": Tile(2, 2, 8, 8, 16, 0.3),
 }
+# Accumulators of 64 bits take two registers.
+_WIDE_TILES = ("128x64", "64x64", "32x32", "16x16")
 _LANES_TILES = ("64x64", "16x16")
 _BINS_TILES = ("64x64", "32x32", "16x16")
 
@@ -258,7 +260,8 @@ class Choice:
         blocks = max(min(2 * 256 // tile.threads, 8), 1)
         while blocks > 1 and blocks * (self.shared_bytes(tile) + 1024) > shared_memory + 1024:
             blocks -= 1
-        if self.family == LOG and self.clamps == ENTRY | HIGH | LOW:
+        # those that need more registers than that
+        if (self.family == LOG and self.clamps == ENTRY | HIGH | LOW) or self.macros["LNS_WIDE"]:
             blocks = max(blocks // 2, 1)
         macros = {
             "LNS_FAMILY": self.family or 0,
@@ -403,7 +406,7 @@ def _table(layer: Layer, shared_memory: int, *, anywhere: bool = False) -> Choic
     return Choice(
         TABLE,
         _macros(mode, wide=wide, copies=copies, lanes=layer.lanes if mode == LANES else 1),
-        _LANES_TILES if mode == LANES else tuple(TILES),
+        _LANES_TILES if mode == LANES else _WIDE_TILES if wide else tuple(TILES),
         {"table": kept.astype(np.int64 if wide else np.int32)},
         (layer.max_product_code,),
         -(-entries * size * copies // 16) * 16,
@@ -597,7 +600,7 @@ def _bins(layer: Layer, shared_memory: int) -> Choice | None:
         name for name in _BINS_TILES if bins * 4 * TILES[name].tm * TILES[name].tn * TILES[name].threads <= 1 << 17
     ]
     rest = shared_memory - max(bins * 4 * TILES[n].tm * TILES[n].tn * TILES[n].threads for n in tiles)
-    copies = _copies(entries, 4, rest, 8)
+    copies = _copies(entries, 4, rest)
     tiles = [name for name in tiles if TILES[name].shared() < shared_memory]
     return Choice(
         BINS,
