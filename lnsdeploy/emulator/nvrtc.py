@@ -27,7 +27,7 @@ from lnsdeploy.errors import LNSError, MissingDependencyError, UnsupportedError
 
 CACHE_VARIABLE = "LNSDEPLOY_CACHE"
 HEADERS = ("params.h", "stages.h")
-INSTALL = "install lnsdeploy[cuda] (cuda-bindings and nvidia-cuda-nvrtc)"
+INSTALL = "install lnsdeploy[cuda], or lnsdeploy[cuda12] for drivers of CUDA 12 (cuda-bindings and NVRTC)"
 _MAGIC = b"lnsdeploy kernel 1\n"
 
 

@@ -52,6 +52,12 @@ __device__ __forceinline__ i32 most(i32 a, i32 b) { return a > b ? a : b; }
 __device__ __forceinline__ i64 least(i64 a, i64 b) { return a < b ? a : b; }
 __device__ __forceinline__ i64 most(i64 a, i64 b) { return a > b ? a : b; }
 
+/* Of integers of so many bits; those that saturate have fewer than T. */
+template <class T>
+__device__ __forceinline__ T largest(i32 bits) {
+  return static_cast<T>((i64{1} << (bits - 1)) - 1);
+}
+
 /* One instruction from sm_90 on. */
 __device__ __forceinline__ i32 add_least(i32 a, i32 b, i32 limit) { return __viaddmin_s32(a, b, limit); }
 __device__ __forceinline__ i32 add_most(i32 a, i32 b, i32 limit) { return __viaddmax_s32(a, b, limit); }
@@ -162,11 +168,10 @@ __device__ __forceinline__ i32 block_key(const Words& side, u32 word, i32 shift,
 #if LNS_FAMILY == LNS_TABLE
 struct Family {
   Lookup<Acc> table;
-  Acc limit, step_limit;
+  Acc limit;
   static __device__ __forceinline__ i64 bytes(const Product& p) { return Lookup<Acc>::bytes(p.table_entries); }
   __device__ __forceinline__ Family(const Product& p, char* shared) : table(p.table, p.table_entries, shared, 0) {
-    limit = (Acc{1} << (p.acc_bits - 1)) - 1;
-    step_limit = (Acc{1} << (p.psum_bits - 1)) - 1;
+    limit = largest<Acc>(p.acc_bits);
   }
   __device__ __forceinline__ i32 a_key(const Product& p, u32 word) const {
     return block_key(p.a, word, 0, p.numbers[0], Lookup<Acc>::kStride);
@@ -180,12 +185,11 @@ struct Family {
 #elif LNS_FAMILY == LNS_FLOAT || LNS_FAMILY == LNS_MITCHELL
 /* a_values, w_values: keys by word. numbers[2], numbers[3]: what is added to a product's bits, and masks them. */
 struct Family {
-  Acc limit, step_limit;
+  Acc limit;
   i32 round_add, round_mask;
   static __device__ __forceinline__ i64 bytes(const Product&) { return 0; }
   __device__ __forceinline__ Family(const Product& p, char*) {
-    limit = (1 << (p.acc_bits - 1)) - 1;
-    step_limit = (1 << (p.psum_bits - 1)) - 1;
+    limit = largest<i32>(p.acc_bits);
     round_add = p.numbers[2], round_mask = p.numbers[3];
   }
   __device__ __forceinline__ i32 a_key(const Product& p, u32 word) const {
@@ -216,7 +220,7 @@ struct Family {
     return Lookup<i32>::bytes(p.table_entries) + static_cast<i64>(p.bins) * kSlots * kThreads * 4;
   }
   __device__ __forceinline__ Family(const Product& p, char* shared) : table(p.table, p.table_entries, shared, 0) {
-    limit = (1 << (p.acc_bits - 1)) - 1;
+    limit = largest<i32>(p.acc_bits);
     acc = reinterpret_cast<i32*>(shared + Lookup<i32>::bytes(p.table_entries)) + threadIdx.x;
   }
   __device__ __forceinline__ i32 a_key(const Product& p, u32 word) const {
