@@ -187,7 +187,8 @@ def export(run: Path, output: Path, datapath: str | None, sample: int, data_dir:
 @click.option(
     "--executor",
     default=None,
-    help="reference, cpu, cuda, torch, ort or ort-functions; by default cpu, or reference where the native library is missing.",
+    help="reference, cpu, cuda, torch, ort or ort-functions; by default cpu, or reference where the native library is "
+    "missing.",
 )
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Inputs at a time.")
 @click.option("--outputs", type=click.Path(path_type=Path), default=None, help="Save inputs and outputs (.npz).")
