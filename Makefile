@@ -7,7 +7,7 @@ DEMO ?= demo-out
 MAKEFLAGS += --no-print-directory
 
 # What the native library is made of. Installing compiles it; after a change, the next target that installs does again.
-NATIVE := CMakeLists.txt native/inplace/CMakeLists.txt $(wildcard native/*.cpp native/*.h native/*.map)
+NATIVE := CMakeLists.txt native/inplace/CMakeLists.txt $(wildcard native/*.cpp native/*.h native/*.map) lnsdeploy/kernels/stages.h
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 # pip brings a CMake of its own and takes it away again; where the system has none, `native` and `sanitize` install one.
 CMAKE ?= $(or $(shell command -v cmake),$(BIN)/cmake)
@@ -15,8 +15,12 @@ CMAKE ?= $(or $(shell command -v cmake),$(BIN)/cmake)
 SANITIZE ?= address,undefined
 # Kernels of AVX-512 are tested on machines without it too: there, their instructions are emulated.
 EMULATE_AVX512 ?= $(if $(shell grep -m 1 -o avx512vbmi /proc/cpuinfo 2>/dev/null),OFF,ON)
-SANITIZE_TESTS ?= tests/conformance tests/test_native.py -k "cpu or kernel or named or saturation or cancel or strides or sums or encode"
+SANITIZE_TESTS ?= tests/conformance tests/test_native.py -k "(cpu or kernel or named or saturation or cancel or strides or sums or encode) and not torch and not cuda"
+# The GPU kernels' text on the host: every kernel by addresses, those that differ in how threads meet by races as well.
+SANITIZE_CUDA ?= tests/test_cuda.py -k "every_kernel or convolutions"
+SANITIZE_CUDA_THREADS ?= tests/test_cuda.py -k "every_kernel and (saturate or bins or pair or log-low)"
 FUZZED ?= 10000
+NO_ASLR ?= $(if $(shell setarch -R true 2>/dev/null && echo yes),setarch -R)
 # An interpreter with the wheel to be tested, lnsdeploy[all], pytest and hypothesis; by default one is made.
 SMOKE_PYTHON ?= build/smoke/bin/python
 
@@ -95,7 +99,12 @@ sanitized: sanitize  ## Run the equality suite and malformed models on the sanit
 	export LNSDEPLOY_LIBRARY=$(CURDIR)/build/sanitize/liblnsdeploy.so ASAN_OPTIONS=detect_leaks=0 && \
 	export LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" && \
 	$(BIN)/python -m pytest -q -n 2 $(SANITIZE_TESTS) && \
+	LNSDEPLOY_CUDA_HOST_SANITIZE=address,undefined $(BIN)/python -m pytest -q -n 2 $(SANITIZE_CUDA) && \
 	$(BIN)/python tests/fuzz_ort.py --unlimited --count $(FUZZED)
+	@# addresses are not randomised: what this sanitizer maps would be in the way
+	export LNSDEPLOY_CUDA_HOST_SANITIZE=thread TSAN_OPTIONS=halt_on_error=1:suppressions=$(CURDIR)/tests/cuda_host/tsan.supp && \
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libtsan.so)" $(NO_ASLR) \
+	  $(BIN)/python -m pytest -q -p no:xdist $(SANITIZE_CUDA_THREADS)
 
 clean:  ## Remove what the other targets made.
 	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -196,7 +196,7 @@ def export(run: Path, output: Path, datapath: str | None, sample: int, data_dir:
 @click.option(
     "--executor",
     default=None,
-    help="reference, cpu, ort or ort-functions (see info); by default the fastest that there is.",
+    help="reference, cpu, cuda, torch, ort or ort-functions (see info); by default the fastest that there is.",
 )
 @click.option("--device", default=None, metavar="cpu|cuda|auto", help="Where torch computes. [model]")
 @click.option("--batch", type=click.IntRange(1), default=None, help="Inputs at a time; 64, 16 images or 4 texts.")

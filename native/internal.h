@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "../lnsdeploy/kernels/stages.h"
 #include "lnsdeploy.h"
 
 namespace lns {
@@ -79,20 +80,7 @@ struct Output {
   explicit Output(lns_output o);
 
   uint32_t word(int64_t code, bool minus, bool zero, lns_counts& counts) const {
-    if (sign_bit == 0 && minus) zero = true;
-    if (zero) return static_cast<uint32_t>(least);
-    uint32_t result;
-    if (code > max_code) {
-      ++counts.saturated;
-      counts.saturated_negative += minus;
-      result = static_cast<uint32_t>(max_code);
-    } else if (code < 1) {
-      ++counts.flushed;
-      result = static_cast<uint32_t>(least);
-    } else {
-      result = static_cast<uint32_t>(code);
-    }
-    return minus && result != 0 ? result | sign_bit : result;
+    return stages::limited(code, minus, zero, max_code, static_cast<uint32_t>(least), sign_bit, counts);
   }
   void store(void* words, int64_t i, uint32_t w) const {
     if (bytes == 1) {
@@ -110,12 +98,7 @@ class RawCode {
  public:
   void build(const int64_t* thresholds, int64_t count);
   int64_t operator()(uint64_t magnitude) const {
-    const int p = 63 - __builtin_clzll(magnitude);
-    const uint64_t top = p >= bits ? magnitude >> (p - bits) : magnitude << (bits - p);
-    const int64_t slot = (static_cast<int64_t>(p) << bits) + static_cast<int64_t>(top) - (int64_t{1} << bits);
-    int64_t k = start[static_cast<size_t>(slot)];
-    for (int i = 0; i < steps; ++i) k += thresholds[static_cast<size_t>(k)] <= magnitude;
-    return k;
+    return stages::raw_code(magnitude, thresholds.data(), start.data(), bits);
   }
 
   int bits = 0;
@@ -126,16 +109,7 @@ class RawCode {
   std::vector<int32_t> start;
 };
 
-/* Integers fitted to a width (spec 4.4). */
-template <class T>
-inline T fit(T value, int bits, bool saturate) {
-  if (saturate) {
-    const T limit = (T{1} << (bits - 1)) - 1;
-    return value > limit ? limit : value < -limit ? -limit : value;
-  }
-  const T half = T{1} << (bits - 1);
-  return ((value + half) & (2 * half - 1)) - half;
-}
+using stages::fit;
 
 /* ---- layers ---------------------------------------------------------------------------------------------- */
 

@@ -101,10 +101,7 @@ void for_windows(const lns_window& w, int64_t outer, const int64_t* size, const 
 }
 
 /* The log adder in 64 bits: codes with their sign, 0 is zero. */
-struct Coded {
-  int64_t code;
-  bool minus;
-};
+using stages::Coded;
 
 class Adder {
  public:
@@ -117,30 +114,14 @@ class Adder {
   }
   /* spec 5.1 */
   Coded enter(uint32_t word, lns_format f, int64_t shift) const {
-    const int64_t code = code_of(word, f), shifted = code + shift;
-    if (code == 0 || shifted < 1) return {0, false};
-    const int64_t scaled = shifted > largest >> guard
-                               ? std::min<__int128>(static_cast<__int128>(shifted) << guard, largest)
-                               : shifted << guard;
-    return {scaled, negative(word, f)};
+    return stages::enter(code_of(word, f), negative(word, f), shift, largest, guard);
   }
   /* spec 5.2, 5.3 */
   Coded add(Coded x, Coded y) const {
-    if (x.code < y.code) std::swap(x, y);
-    if (y.code == 0) return x;
-    const int64_t d = x.code - y.code;
-    int64_t total;
-    if (x.minus == y.minus) {
-      total = x.code + (d < a_.delta_plus_count ? a_.delta_plus[d] : 0);
-    } else {
-      if (d == 0) return {0, false};
-      total = x.code - (d < a_.delta_minus_count ? a_.delta_minus[d] : 0);
-    }
-    if (total < 1) return {0, false};
-    return {std::min(total, largest), x.minus};
+    return stages::add(x, y, a_.delta_plus, a_.delta_plus_count, a_.delta_minus, a_.delta_minus_count, largest);
   }
   /* spec 5.6 */
-  int64_t leave(int64_t code) const { return (code + ((int64_t{1} << guard) >> 1)) >> guard; }
+  int64_t leave(int64_t code) const { return stages::leave(code, guard); }
 
   const int64_t largest;
   const int guard;

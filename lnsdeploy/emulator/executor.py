@@ -86,9 +86,41 @@ def _ort_functions() -> Executor:
     return OrtFunctionsExecutor()
 
 
+class _WithoutTorch:
+    """Stands for an executor on tensors where there is no torch."""
+
+    def __init__(self, name: str, why: str):
+        self.name, self.why = name, why
+
+    def unavailable(self) -> str | None:
+        """torch is missing."""
+        return self.why
+
+    def run(
+        self,
+        artifact: Artifact,
+        x: npt.NDArray[Any],
+        *,
+        records: dict[str, LayerRecord] | None = None,
+        visit: Callable[[str, Words], None] | None = None,
+    ) -> Words:
+        """Never."""
+        raise MissingDependencyError(self.why)
+
+
+def _on_tensors(name: str) -> Executor:
+    try:
+        from lnsdeploy.emulator import gpu
+    except ImportError as error:
+        return _WithoutTorch(name, f"torch cannot be imported ({error}); install lnsdeploy[train]")
+    return gpu.CudaExecutor() if name == "cuda" else gpu.TorchExecutor()
+
+
 _FACTORIES: dict[str, Callable[[], Executor]] = {
     "reference": ReferenceExecutor,
     "cpu": _cpu,
+    "cuda": lambda: _on_tensors("cuda"),
+    "torch": lambda: _on_tensors("torch"),
     "ort": _ort,
     "ort-functions": _ort_functions,
 }

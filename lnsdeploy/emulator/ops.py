@@ -23,7 +23,9 @@ Words are uint8 where their format has at most 8 bits, else uint16. Results are 
 tables hold is on the operators' pages; a log accumulator may have 40 bits here. :mod:`lnsdeploy.emulator.operands`
 makes the tables.
 
-Operators compute on the CPU by the native library, on torch's own memory: nothing is copied but what is not
+On CUDA tensors they compute by the GPU kernels (:mod:`lnsdeploy.emulator.cuda`); the tables of a product are read once,
+which waits for the GPU, then calls only launch. On the CPU they compute by the native library, on torch's own memory:
+nothing is copied but what is not
 contiguous, and not even that for the operands of matrix products and sums, which may have any strides. The library
 packs a product's weights once; they stay packed for as long as the tensors live and are not changed. See
 :func:`clear_cache` for changes that torch does not see.
@@ -184,7 +186,7 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Entry:
-    layer: _Layer
+    layer: Any
     tensors: tuple[weakref.ref[Tensor], ...]
     state: tuple[Any, ...]
     words: int
@@ -222,8 +224,8 @@ class _Layers:
             self._entries.clear()
             self._words = 0
 
-    def get(self, tensors: tuple[Tensor, ...], attributes: _Key, make: Callable[[], _Layer]) -> _Layer:
-        """The layer of these tensors, the weight first, and attributes."""
+    def get(self, tensors: tuple[Tensor, ...], attributes: _Key, make: Callable[[], Any]) -> Any:
+        """The layer of these tensors, the weight first, and attributes: whatever `make` makes of them."""
         if any(t.is_inference() for t in tensors):
             # they have no version counter, so nothing tells whether they are what they were
             return make()
@@ -425,7 +427,7 @@ def _conv(y: Tensor, x: Tensor, w: Tensor, *rest: Any) -> None:
     )
 
 
-def _layer(w: Tensor, tables: tuple[Tensor, ...], a: Attributes) -> _Layer:
+def _layer(w: Tensor, tables: tuple[Tensor, ...], a: Attributes) -> Any:
     # what is packed depends on the instruction set, which tests change
     known = (native._library().lns_isa_in_use(), "psum_bits" in a, *(v for n, v in a.items() if n not in _WINDOW))
     return _layers.get((w, *tables), known, lambda: _pack(w, tables, a))
@@ -780,6 +782,17 @@ _OPERATORS: dict[str, _Operator] = {
 }
 
 
+def on_gpu(name: str, made: Tensor, tensors: tuple[Tensor, ...], attributes: Attributes) -> None:
+    """Fill an operator's result by the GPU kernels (:mod:`lnsdeploy.emulator.cuda_ops`)."""
+    from lnsdeploy.emulator import cuda_ops
+
+    if any(t.device != made.device for t in tensors):
+        raise BadValueError(
+            f"tensors on {', '.join(sorted({str(t.device) for t in tensors}))}: all must be on one device"
+        )
+    cuda_ops.COMPUTE[name](_layers.get, made, *tensors, attributes)
+
+
 def _register(library: Any, name: str, operator: _Operator) -> None:
     def result(tensors: tuple[Tensor, ...], attributes: Attributes) -> Tensor:
         operator.check(attributes)
@@ -802,8 +815,14 @@ def _register(library: Any, name: str, operator: _Operator) -> None:
         named(operator.compute, made, *tensors, attributes)
         return made
 
+    def compute_cuda(*tensors: Tensor, **attributes: Any) -> Tensor:
+        made: Tensor = named(result, tensors, attributes)
+        named(on_gpu, name, made, tensors, attributes)
+        return made
+
     library.define(operator.schema(name), tags=(torch.Tag.pt2_compliant_tag,))
     library.impl(name, compute, "CPU")
+    library.impl(name, compute_cuda, "CUDA")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
 
 
