@@ -29,7 +29,7 @@ def train(datapath: str | None, seed: int, epochs: int, batch: int, lr: float) -
     torch.manual_seed(seed)
     model = build_model("mlp", data.shape, data.classes, seed=seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    images, labels = torch.from_numpy(data.train_x), torch.from_numpy(data.train_y)
+    images, labels = torch.tensor(data.train_x), torch.tensor(data.train_y)
     steps = epochs * -(-len(images) // batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order = np.random.default_rng(seed)
@@ -44,7 +44,7 @@ def train(datapath: str | None, seed: int, epochs: int, batch: int, lr: float) -
                 optimizer.step()
                 schedule.step()
         with torch.no_grad():
-            right = model(torch.from_numpy(data.test_x)).argmax(1) == torch.from_numpy(data.test_y)
+            right = model(torch.tensor(data.test_x)).argmax(1) == torch.tensor(data.test_y)
     return {
         "datapath": datapath or "float32",
         "seed": seed,

@@ -742,3 +742,25 @@ def test_everything_that_torch_counts_is_known() -> None:
         for overload in getattr(packet, "overloads", list)():
             func = getattr(packet, overload)
             assert func in mode._HANDLERS or mode._way(func) in ("decompose", "missed"), func
+
+
+@pytest.mark.slow
+def test_the_example_trains_in_lns() -> None:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    import importlib.util
+    from pathlib import Path
+
+    file = Path(__file__).parent.parent / "examples" / "emulated_training.py"
+    if not file.exists():
+        pytest.skip("the examples are not beside the tests")
+    spec = importlib.util.spec_from_file_location("emulated_training", file)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    plain = example.train(None, 0, 6, 64, 0.003)
+    lns = example.train("lns-madam-8", 0, 6, 64, 0.003)
+    assert lns["accuracy"] > plain["accuracy"] - 0.015
+    assert not lns["not_emulated"]
+    # forward and both gradients of every layer, but for the input's
+    assert lns["macs"] > 2.5 * 6 * 1437 * (64 * 128 + 128 * 64 + 640)

@@ -559,6 +559,9 @@ class Emulation(Seen):
         # `fmt` is given where the first operand is what is packed
         product.saw_packed(made.counts, first=fmt is not None, constant=key is not None)
         if key is not None:
+            if key not in self._weights and len(self._weights) % 256 == 255:
+                # models that are gone
+                self._weights = {k: v for k, v in self._weights.items() if v[0][0]() is not None}
             self._weights[key] = (state, made)
         return made
 

@@ -17,6 +17,8 @@ from lnsdeploy.errors import UnsupportedError
 # Layers, for what is first and last; and what has one weight whose name says nothing.
 _CONVS = (nn.modules.conv._ConvNd,)
 _LINEARS = (nn.Linear,)
+# Tensors that are no subclass with a mind of its own; nn.Buffer came with torch 2.5.
+_PLAIN = (nn.Parameter, Tensor, getattr(nn, "Buffer", Tensor))
 # What Python frames of these are never where a user multiplied.
 _OWN = ("torch", "lnsdeploy")
 
@@ -105,10 +107,8 @@ class Names:
             self._adopt(module, self._prefix(module) if not stack else f"{stack[-1].path}.{type(module).__name__}")
             known = self._paths[id(module)]
         elif not stack:
-            root = next((r() for r in self._roots if r() is module), None)
-            if root is not None or self._model is None:
-                # parameters may have been replaced since
-                self._own(module, known[1])
+            # parameters may have been replaced since
+            self._own(module, known[1])
         stack.append(Frame(module, known[1], {}))
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -143,7 +143,7 @@ class Names:
     def _own(self, root: nn.Module, path: str) -> None:
         for named in (root.named_parameters(), root.named_buffers()):
             for name, tensor in named:
-                if type(tensor) not in (nn.Parameter, Tensor, nn.Buffer) or not tensor.numel():
+                if type(tensor) not in _PLAIN or not tensor.numel():
                     continue
                 if tensor.layout is not torch.strided or tensor.device.type == "meta":
                     continue
