@@ -98,7 +98,10 @@ KERNELS: dict[str, tuple[LNSFormat, Accumulator]] = {
     "bins-saturate, 16 bits": (WORD, LinearAccumulator(24, conversion="bin", table_bits=3)),
     "bins-lanes": (BYTE, LinearAccumulator(24, conversion="bin", table_bits=3, lanes=4)),
     "bins-lanes, psum": (BYTE, LinearAccumulator(20, conversion="bin", table_bits=2, lanes=40, psum_bits=16)),
-    "general, bins": (BYTE, LinearAccumulator(24, conversion="bin", table_bits=3, lanes=4, overflow="wrap", psum_bits=20)),
+    "general, bins": (
+        BYTE,
+        LinearAccumulator(24, conversion="bin", table_bits=3, lanes=4, overflow="wrap", psum_bits=20),
+    ),
     "log8": (BYTE, LogAccumulator(7)),
     "log8, five bits": (BYTE, LogAccumulator(5, delta=Mitchell())),
     "log16": (WORD, LogAccumulator(15, delta=Table(20, 512))),
@@ -157,7 +160,9 @@ def test_saturation_at_every_step(isa: str, name: str, rows: int) -> None:
         same(plan, a, w, rng.integers(-(1 << 22), 1 << 22, 9))
 
 
-@pytest.mark.parametrize("name", ["log8", "log16, guard", "log16-gather, guard", "log32, lanes", "fp32-wrap", "bins-saturate"])
+@pytest.mark.parametrize(
+    "name", ["log8", "log16, guard", "log16-gather, guard", "log32, lanes", "fp32-wrap", "bins-saturate"]
+)
 def test_cancellation_and_zeros(isa: str, name: str) -> None:
     """spec 5.2: equal codes of different signs, zeros between them, sums of exactly zero."""
     fmt, accumulate = KERNELS[name]
