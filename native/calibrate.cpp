@@ -163,7 +163,8 @@ int32_t lns_encode_channels(const float* x, int64_t channels, int64_t inner, int
             const auto word = static_cast<Word>(static_cast<uint32_t>(code) | sign);
             to[i] = word;
           }
-          if (!even.empty()) count_words(to + begin, end - begin, static_cast<uint32_t>(bins - 1), even.data(), odd.data());
+          const auto mask = static_cast<uint32_t>(bins - 1);
+          if (!even.empty()) count_words(to + begin, end - begin, mask, even.data(), odd.data());
         }
         joined.end(even), joined.end(odd);
       });

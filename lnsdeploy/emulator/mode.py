@@ -298,9 +298,9 @@ class Emulation(Seen):
                 if torch._C._len_torch_dispatch_stack():
                     # outer modes see the operation, and nothing of what it is replaced by
                     func(*args, **kwargs)
-                    with _disable_current_modes(), torch._C.DisableTorchFunction():
+                    with _disable_current_modes(), torch._C.DisableTorchFunction(), _OneThread():
                         return handler(self, *args, **kwargs)
-                with torch._C.DisableTorchFunction():
+                with torch._C.DisableTorchFunction(), _OneThread():
                     return handler(self, *args, **kwargs)
             except _Leave:
                 return func(*args, **kwargs)
@@ -971,6 +971,20 @@ def _strange(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
         if value.dtype not in _FLOATS:
             return str(value.dtype).removeprefix("torch.")
     return None
+
+
+class _OneThread:
+    """torch's own work beside a product on one thread: it is small, its threads would wait busily in the way of the
+    kernels', and sums in another order would place an accumulator elsewhere on another machine."""
+
+    def __enter__(self) -> None:
+        self.before = torch.get_num_threads()
+        if self.before > 1:
+            torch.set_num_threads(1)
+
+    def __exit__(self, *error: Any) -> None:
+        if self.before > 1:
+            torch.set_num_threads(self.before)
 
 
 def _are_fake(types: Sequence[type]) -> bool:
