@@ -17,6 +17,8 @@ SANITIZE_TESTS ?= tests/conformance tests/test_native.py -k "(cpu or kernel or n
 # The GPU kernels' text on the host: every kernel by addresses, those that differ in how threads meet by races as well.
 SANITIZE_CUDA ?= tests/test_cuda.py -k "every_kernel or convolutions"
 SANITIZE_CUDA_THREADS ?= tests/test_cuda.py -k "every_kernel and (saturate or bins or pair or log-low)"
+# Kernels of AVX-512 are tested on machines without it too: there, their instructions are emulated.
+EMULATE_AVX512 ?= $(if $(shell grep -m 1 -o avx512vbmi /proc/cpuinfo 2>/dev/null),OFF,ON)
 FUZZED ?= 10000
 NO_ASLR ?= $(if $(shell setarch -R true 2>/dev/null && echo yes),setarch -R)
 # An interpreter with the wheel to be tested, lnsdeploy[all], pytest and hypothesis; by default one is made.
@@ -89,7 +91,7 @@ smoke: $(if $(filter build/smoke/%,$(SMOKE_PYTHON)),build/smoke/.installed)  ## 
 	"$$python" -m pytest -q -m smoke -p no:cacheprovider $$tests
 
 sanitize: $(CMAKE)  ## Build the native library with sanitizers into build/sanitize/.
-	$(CMAKE) -S . -B build/sanitize -DLNS_SANITIZE=$(SANITIZE)
+	$(CMAKE) -S . -B build/sanitize -DLNS_SANITIZE=$(SANITIZE) -DLNS_EMULATE_AVX512=$(EMULATE_AVX512)
 	$(CMAKE) --build build/sanitize --parallel $(JOBS)
 
 # Python is not sanitized, so the runtime must come first; libstdc++ with it, or exceptions are not intercepted.

@@ -1,6 +1,6 @@
 """lnsdeploy: train, emulate bit for bit and export neural networks for log-domain hardware.
 
-The names below are imported when first used; none of them needs torch, except those of `lnsdeploy.training`.
+The names below are imported when first used; only `emulate`, and those of `lnsdeploy.training`, need torch.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ _HOME = {
     "load_artifact": "emulator.artifact",
     "compare": "emulator.compare",
     "get_executor": "emulator.executor",
+    "emulate": "emulator.mode",
+    "Recipe": "recipe",
+    "load_recipe": "recipe",
     "register": "emulator.ort",
     "LNSError": "errors",
 }
@@ -37,14 +40,17 @@ __all__ = [
     "LNSTensor",
     "LinearAccumulator",
     "LogAccumulator",
+    "Recipe",
     "__version__",
     "calibrate",
     "compare",
     "decode",
+    "emulate",
     "encode",
     "get_executor",
     "load_artifact",
     "load_datapath",
+    "load_recipe",
     "named_datapaths",
     "register",
 ]
@@ -60,15 +66,24 @@ if TYPE_CHECKING:
     from lnsdeploy.emulator.artifact import Artifact, load_artifact
     from lnsdeploy.emulator.compare import compare
     from lnsdeploy.emulator.executor import get_executor
+    from lnsdeploy.emulator.mode import emulate
     from lnsdeploy.emulator.ort import register
     from lnsdeploy.errors import LNSError
     from lnsdeploy.formats import LNSFormat, LNSTensor, calibrate, decode, encode
+    from lnsdeploy.recipe import Recipe, load_recipe
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'lnsdeploy' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"lnsdeploy.{_HOME[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"lnsdeploy.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        from lnsdeploy.errors import MissingDependencyError
+
+        raise MissingDependencyError(f"lnsdeploy.{name} needs torch: pip install 'lnsdeploy[train]'") from error
 
 
 def __dir__() -> list[str]:

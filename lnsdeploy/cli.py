@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lnsdeploy import __version__
-from lnsdeploy.errors import CheckFailedError, LNSError, UnknownNameError
+from lnsdeploy.errors import BadFileError, CheckFailedError, LNSError, SilentExit, UnknownNameError
 
 if TYPE_CHECKING:
     from lnsdeploy.emulator.artifact import Artifact
+    from lnsdeploy.emulator.executor import Executor
+    from lnsdeploy.evaluation.shards import Shards
     from lnsdeploy.training.data import Dataset
 
 
@@ -84,7 +87,9 @@ def _progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @cli.command()
-@click.option("--data", default="digits", show_default=True, help="Data set: digits, or mnist with --data-dir.")
+@click.option(
+    "--data", default="digits", show_default=True, help="Data set: digits; mnist, cifar10, … with --data-dir."
+)
 @_data_dir
 @click.option("--model", default="mlp", show_default=True, help="Net: mlp or cnn.")
 @click.option("--bits", type=click.IntRange(2, 32), default=8, show_default=True, help="Word width.")
@@ -180,55 +185,110 @@ def export(run: Path, output: Path, datapath: str | None, sample: int, data_dir:
 
 
 @cli.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--data", default=None, help="Data set; by default the one the net was trained on.")
-@_data_dir
-@click.option("--datapath", default=None, help="Emulate another datapath: a name or a TOML file.")
+@click.argument("source", required=False)
+@click.option("--model", "named", default=None, metavar="NAME", help="The same as SOURCE.")
+@click.option("--data", default=None, help="Data set; by default the one the net was trained on, or synthetic.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), default=None, help="Folder or file of a data set that is files."
+)
+@click.option("--datapath", default=None, help="The datapath to emulate: a name or a TOML file.")
+@click.option("--recipe", type=click.Path(path_type=Path), default=None, help="TOML with formats per layer. [model]")
 @click.option(
     "--executor",
     default=None,
-    help="reference, cpu, cuda, torch, ort or ort-functions; by default cpu, or reference where the native library is "
-    "missing.",
+    help="reference, cpu, cuda, torch, ort or ort-functions (see info); by default the fastest that there is.",
 )
-@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Inputs at a time.")
-@click.option("--outputs", type=click.Path(path_type=Path), default=None, help="Save inputs and outputs (.npz).")
+@click.option("--device", default=None, metavar="cpu|cuda|auto", help="Where torch computes. [model]")
+@click.option("--batch", type=click.IntRange(1), default=None, help="Inputs at a time; 64, 16 images or 4 texts.")
+@click.option("--weights", default=None, metavar="pretrained|random|FILE", help="By default what can be had. [model]")
+@click.option("--seed", type=click.IntRange(0), default=None, help="Of random weights and synthetic data. [model]")
+@click.option("--image-size", type=click.IntRange(1, 4096), default=None, help="Height and width. [model]")
+@click.option("--length", type=click.IntRange(1), default=None, help="Tokens of a sequence. [model]")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A further setting of the model. [model]")
+@click.option("--backward", is_flag=True, help="Emulate the backward pass too. [model]")
+@click.option("--threads", type=click.IntRange(1), default=None, help="Threads of torch; 1 by default. [model]")
+@click.option("--outputs", type=click.Path(path_type=Path), default=None, help="Save inputs and outputs (.npz). [file]")
+@click.option("--report", "page", type=click.Path(path_type=Path), default=None, help="Write a page there. [model]")
 @click.option("--layers", "show_layers", is_flag=True, help="Also show what each layer did.")
 @_limit
 @_json
-def emulate(
-    model: Path,
-    data: str | None,
-    data_dir: Path | None,
-    datapath: str | None,
-    executor: str | None,
-    batch: int,
-    outputs: Path | None,
-    show_layers: bool,
-    limit: int | None,
-    as_json: bool,
-) -> None:
-    """Run an LNS ONNX model (or a run directory) bit for bit on a test set.
+@click.pass_context
+def emulate(ctx: click.Context, /, source: str | None, named: str | None, **options: Any) -> None:
+    """Run a model bit for bit on a test set.
+
+    SOURCE is an LNS ONNX file or a run directory, or the name of a torch model that is to be emulated as it is:
+    timm:NAME, torchvision:NAME, hf:NAME, FILE.py:CALLABLE or PACKAGE.MODULE:CALLABLE. Options marked [model] are for
+    these. Under torchrun, processes share the work, and the figures are those of one.
 
     \b
     Example:
       lnsdeploy emulate m.onnx --executor ort --json
       lnsdeploy emulate run --datapath mitchell-8 --layers
+      lnsdeploy emulate timm:resnet50 --data synthetic --limit 16 --json
+      lnsdeploy emulate hf:gpt2 --data text --data-dir book.txt --limit 8 --datapath gauss-8
+      torchrun --nproc_per_node 2 -m lnsdeploy emulate timm:resnet50 --data folder --data-dir val
     """
-    from lnsdeploy.emulator.executor import fastest, get_executor
-    from lnsdeploy.emulator.session import emulate as run_emulation
+    from lnsdeploy.evaluation.names import is_model_name
+    from lnsdeploy.evaluation.shards import processes
 
-    executor = executor or fastest()
-    engine = get_executor(executor)
-    artifact = _open(model, datapath, limit, data, data_dir)
-    artifact.require_intact()
-    dataset = _dataset(artifact, data, data_dir)
-    with _progress("samples", min(limit or len(dataset.test_x), len(dataset.test_x))) as advance:
-        result = run_emulation(
-            artifact, engine, dataset.test_x[:limit], dataset.test_y[:limit], batch=batch, progress=advance
-        )
-    if outputs is not None:
-        result.save_outputs(outputs)
-    if as_json:
+    if (source is None) == (named is None):
+        raise click.UsageError("name one model: SOURCE, or --model NAME", ctx)
+    source = source or named or ""
+    given = {
+        parameter.name: f"{parameter.opts[0]}"
+        for parameter in ctx.command.params
+        if parameter.name and ctx.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
+    }
+    whole = is_model_name(source)
+    foreign = _ONLY_EXPORTED if whole else _ONLY_MODELS
+    if wrong := [option for name, option in given.items() if name in foreign]:
+        kind = "a torch model" if whole else "an exported model"
+        raise click.UsageError(f"{wrong[0]} means nothing for {kind}, as {source!r} is taken for", ctx)
+    with processes() as shards:
+        (_emulate_model if whole else _emulate_exported)(source, shards, **options)
+
+
+# Options of `emulate` that are for one kind of model alone.
+_ONLY_EXPORTED = ("outputs",)
+_ONLY_MODELS = (
+    "recipe",
+    "device",
+    "weights",
+    "seed",
+    "image_size",
+    "length",
+    "settings",
+    "backward",
+    "threads",
+    "page",
+)
+
+
+def _emulate_exported(source: str, shards: Shards, **options: Any) -> None:
+    """`emulate` for an LNS ONNX file or a run directory."""
+    from lnsdeploy.emulator.executor import fastest, get_executor
+    from lnsdeploy.evaluation.exported import emulate_exported
+
+    executor = options["executor"] or fastest()
+    data, data_dir, limit = options["data"], options["data_dir"], options["limit"]
+
+    def prepare() -> tuple[Artifact, Executor, Dataset]:
+        engine = get_executor(executor)
+        if not Path(source).exists() and not source.endswith(".onnx"):
+            raise BadFileError(f"cannot read {source}: no such file; a torch model is named as in timm:{source}")
+        artifact = _open(Path(source), options["datapath"], limit, data, data_dir)
+        artifact.require_intact()
+        return artifact, engine, _dataset(artifact, data, data_dir)
+
+    artifact, engine, dataset = shards.together(prepare)
+    x, y = dataset.test_x[:limit], dataset.test_y[:limit]
+    with _progress("samples", len(x)) if shards.is_first else nullcontext() as advance:
+        result = emulate_exported(artifact, engine, x, y, batch=options["batch"] or 64, shards=shards, progress=advance)
+    if result is None:
+        return
+    if options["outputs"] is not None:
+        result.save_outputs(options["outputs"])
+    if options["as_json"]:
         _print_json(result.to_dict())
         return
     click.echo(
@@ -236,12 +296,37 @@ def emulate(
         f"datapath {artifact.graph.datapath.name} ({artifact.graph.datapath.fingerprint}), "
         f"executor {executor}, {result.macs} MACs in {result.seconds:.2f} s"
     )
-    if show_layers:
+    if options["show_layers"]:
         for record in result.layers:
             click.echo(
                 f"  {record['op']:<12} {record['name']:<24} {record['macs']:>12} MACs "
                 f"{record['saturated']:>8} saturated {record['flushed']:>8} flushed"
             )
+
+
+def _emulate_model(source: str, shards: Shards, **options: Any) -> None:
+    """`emulate` for a torch model by name."""
+    from lnsdeploy.evaluation.run import Request, run
+
+    request = shards.together(lambda: Request.from_options(source, **options))
+    result = run(request, shards, _progress)
+    if result is None:
+        return
+    found = result.to_dict()
+    if options["page"] is not None:
+        from lnsdeploy.studies.emulation import write_emulation_page
+
+        named = {"datapath": found["datapath"]["name"] if found["datapath"] else ""}
+        facts = result.facts() | {"Command": _command_line()}
+        page = write_emulation_page(found | named, options["page"], title=source, facts=facts)["emulation.html"]
+    if options["as_json"]:
+        _print_json(found)
+        return
+    click.echo(result.text())
+    if options["page"] is not None:
+        click.echo(f"page: {page}")
+    if options["show_layers"]:
+        click.echo(result.seen.table())
 
 
 @cli.command()
@@ -406,14 +491,14 @@ def _run(argv: list[str] | None) -> int:
     try:
         outcome = cli.main(args=argv, prog_name="lnsdeploy", standalone_mode=False)
         return outcome if isinstance(outcome, int) else 0
-    except click.exceptions.Abort:
-        return _fail("interrupted; finished work is kept, the same command continues")
-    except KeyboardInterrupt:
-        return _fail("interrupted; finished work is kept, the same command continues")
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return _fail_once("interrupted; finished work is kept, the same command continues")
     except click.ClickException as error:
         where = getattr(error, "ctx", None)
         hint = f" (see {where.command_path} --help)" if where is not None else ""
-        return _fail(error.format_message() + hint)
+        return _fail_once(error.format_message() + hint)
+    except SilentExit:
+        return 2
     except CheckFailedError as error:
         if str(error):
             _say(f"lnsdeploy: {error}")
@@ -434,6 +519,11 @@ def _run(argv: list[str] | None) -> int:
 def _fail(message: str) -> int:
     _say("lnsdeploy: " + " ".join(message.split()))
     return 2
+
+
+def _fail_once(message: str) -> int:
+    """Fail with what every process of torchrun's finds: the first says it."""
+    return 2 if os.environ.get("RANK", "0") not in ("", "0") else _fail(message)
 
 
 if __name__ == "__main__":

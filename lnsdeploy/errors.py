@@ -8,6 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# More than these are no help in one line.
+_FEW_NAMES = 100
+
 
 class LNSError(Exception):
     """Base of every error that lnsdeploy raises on purpose."""
@@ -22,13 +25,15 @@ class BadTypeError(LNSError, TypeError):
 
 
 class UnknownNameError(LNSError, LookupError):
-    """A name that is not registered; the message offers the nearest match."""
+    """A name that is not registered; the message offers the nearest match, and all names where they are few."""
 
     def __init__(self, kind: str, name: object, known: Iterable[str]):
         names = sorted(known)
-        near = difflib.get_close_matches(str(name), names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        super().__init__(f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})")
+        few = len(names) <= _FEW_NAMES
+        near = difflib.get_close_matches(str(name), names, n=1 if few else 4)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        listed = ", ".join(names) if few else f"{len(names)} names"
+        super().__init__(f"unknown {kind} {name!r}{hint} (known: {listed})")
 
 
 class BadFileError(LNSError, ValueError):
@@ -45,3 +50,11 @@ class UnsupportedError(LNSError, NotImplementedError):
 
 class CheckFailedError(LNSError, RuntimeError):
     """A check that the user asked for failed (exit status 1 on the command line)."""
+
+
+class OtherProcessError(LNSError, RuntimeError):
+    """Another process of the same run failed; the message is its own."""
+
+
+class SilentExit(Exception):
+    """This process ends because another failed, which says so itself (exit status 2 on the command line)."""

@@ -141,7 +141,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray
     from safetensors import SafetensorError, safe_open
 
     file = Path(path)
-    _check_safetensors_header(file)
+    check_safetensors_header(file)
     try:
         with safe_open(str(file), framework="numpy") as handle:
             arrays = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
@@ -151,7 +151,12 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray
     return arrays, metadata
 
 
-def _check_safetensors_header(file: Path) -> None:
+def check_safetensors_header(file: Path) -> None:
+    """Refuse a file that is missing, or shorter than its header says.
+
+    Raises:
+        BadFileError: it is.
+    """
     try:
         size = file.stat().st_size
         with file.open("rb") as handle:

@@ -741,6 +741,31 @@ def offset_for(maximum: float, fmt: LNSFormat) -> int:
     return _offset_for(float(maximum), fmt)
 
 
+def absolute_codes(magnitudes: npt.NDArray[np.float64], gamma: int) -> npt.NDArray[np.int64]:
+    """The k with 2^((k − ½)/γ) ≤ x < 2^((k + ½)/γ) of float64 x ≥ 0; far below every code for 0 (spec 2.1)."""
+    flat = np.ascontiguousarray(magnitudes, dtype=np.float64).reshape(-1)
+    return _absolute(gamma, flat.dtype, "nearest")(flat, "magnitudes").astype(np.int64).reshape(np.shape(magnitudes))
+
+
+def decode_power(exponents: npt.NDArray[np.int64], gamma: int) -> npt.NDArray[np.float64]:
+    """2^(exponents/γ), correctly rounded to float64."""
+    return _power(np.asarray(exponents, dtype=np.int64), gamma, np.dtype(np.float64))
+
+
+def offsets_for(maxima: npt.ArrayLike, fmt: LNSFormat) -> npt.NDArray[np.int64]:
+    """As :func:`offset_for`, for an array of maxima: int64 of its shape."""
+    values = np.asarray(maxima, dtype=np.float64)
+    if not (np.isfinite(values).all() and (values >= 0).all()):
+        raise BadValueError("maxima must be finite and not negative")
+    flat = np.ascontiguousarray(values).reshape(-1)
+    codes = _absolute(fmt.gamma, flat.dtype, "floor")(flat, "maxima").astype(np.int64)
+    # no other float than a power of two is 2^(k/γ)
+    codes += np.frexp(flat)[0] != 0.5
+    codes -= fmt.max_code
+    codes[flat == 0] = 0
+    return codes.reshape(values.shape)
+
+
 @lru_cache(maxsize=4096)
 def _offset_for(maximum: float, fmt: LNSFormat) -> int:
     if maximum == 0:

@@ -6,7 +6,19 @@ import os
 import platform
 from importlib import metadata
 
-PACKAGES = ("numpy", "torch", "onnx", "onnxruntime", "onnxscript", "scikit-learn", "plotly", "matplotlib")
+PACKAGES = (
+    "numpy",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "scikit-learn",
+    "plotly",
+    "matplotlib",
+    "timm",
+    "transformers",
+    "torchvision",
+)
 
 
 def installed() -> dict[str, str | None]:

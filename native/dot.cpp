@@ -246,9 +246,14 @@ void set_kernel(Layer& l, Kind kind, const Kernel& kernel, const char* name) {
   l.kernel_name = name;
 }
 
+/* Octaves that activations are shifted down by, so that they lie around 1. */
+int fp32_middle(const lns_dot_desc& d, const Structure& s) {
+  return static_cast<int>((max_code(d.activation) * d.activation_widen) >> s.f) / 2;
+}
+
 void pack_fp32(Layer& l, const lns_dot_desc& d, const Structure& s) {
   const int64_t gamma = int64_t{1} << s.f;
-  const int middle = static_cast<int>((max_code(d.activation) * d.activation_widen) >> s.f) / 2;
+  const int middle = fp32_middle(d, s);
   const auto value = [&](int64_t code, bool minus, int exponent) {
     const float x =
         std::ldexp(s.base[static_cast<size_t>(code & (gamma - 1))], static_cast<int>(code >> s.f) + exponent);
@@ -308,6 +313,84 @@ void pack_codes(Layer& l, const lns_dot_desc& d, const std::function<int32_t(int
             }));
   l.table.resize(2 * (a_max + w_max) + 1);
   for (int64_t i = 0; i < l.table.size(); ++i) l.table[i] = i >= a_max + w_max + 2 ? entry(i - a_max - w_max) : 0;
+}
+
+/* Integers that an accumulator with bins takes: a whole vector. */
+int64_t bin_stride(const lns_dot_desc& d) { return d.bins <= 4 ? 4 : d.bins <= 8 ? 8 : 16; }
+
+/* Entries of the table of bins: code sums, as many zeros as there are activation codes, and code sums again, for
+ * negative products. */
+int64_t bins_entries(const lns_dot_desc& d) {
+  return 2 * d.term_columns + max_code(d.activation) * d.activation_widen + 1;
+}
+
+constexpr int64_t kBinsTable = int64_t{1} << 26;
+int64_t bins_table_size(const lns_dot_desc& d) {
+  return d.term_columns < kBinsTable ? bins_entries(d) * bin_stride(d) * 4 : INT64_MAX;
+}
+
+/* A product's vector lies where the activation begins in the table, and an index further. An index, in units of 8
+ * bytes, is a weight's code, past all sums if their signs differ, and at the zeros for a weight of zero. A panel is a
+ * record of zeros, and one for each k: indices for positive activations, then for negative ones. An activation is
+ * packed as its beginning, and in the high half a mask that leaves of a record's place what it needs: all for a
+ * negative one, all but the second half of the record for a positive one, nothing for zero, which so takes the record
+ * of zeros. */
+void pack_bins(Layer& l, const lns_dot_desc& d, const std::vector<int32_t>& bin_of) {
+  const Terms terms{d};
+  const int64_t a_max = max_code(d.activation) * d.activation_widen, sums = d.term_columns;
+  const int64_t stride = bin_stride(d), unit = stride * 4 / 8;
+  const int64_t zeros = sums, negatives = sums + a_max + 1;
+  l.bin_stride = stride;
+  l.table.resize(bins_entries(d) * stride);
+  std::fill(l.table.data(), l.table.data() + l.table.size(), 0);
+  for (int64_t p = 2; p < sums; ++p) {
+    const int32_t bin = bin_of[static_cast<size_t>(p)];
+    if (bin < 0) continue;
+    const auto term = static_cast<int32_t>(std::min<int64_t>(terms(bin, p), INT32_MAX));
+    l.table[p * stride + bin] = term;
+    l.table[(negatives + p) * stride + bin] = -term;
+  }
+  for (int64_t b = 0; b < d.bins; ++b) l.bin_constants[b] = static_cast<double>(d.constants[b]);
+  l.short_records = bins_entries(d) * unit <= UINT16_MAX;
+  const int64_t record = 2 * bins_panel * (l.short_records ? 2 : 4);
+  l.activation_size = 8;
+  l.activation_longs = by_word<int64_t>(d.activation, [&](uint32_t code, bool minus) -> int64_t {
+    if (!code) return 0;
+    const int64_t kept = minus ? -1 : ~(record / 2);
+    return static_cast<int64_t>(static_cast<uint64_t>(kept) << 32 |
+                                static_cast<uint64_t>(code * d.activation_widen * stride * 4));
+  });
+  const auto fill = [&](auto* to) {
+    using Index = std::remove_reference_t<decltype(*to)>;
+    const auto zero = static_cast<Index>(zeros * unit);
+    const auto indices = [&](bool other) {
+      return by_word<Index>(d.weight, [&](uint32_t code, bool minus) {
+        return code ? static_cast<Index>((code * d.weight_widen + (minus != other ? negatives : 0)) * unit) : zero;
+      });
+    };
+    const auto plus = indices(false), minus = indices(true);
+    const auto at = [&](int64_t panel_depth) {
+      /* a panel's first record is that of zeros */
+      return to + (panel_depth + panel_depth / l.depth + 1) * 2 * bins_panel;
+    };
+    for (int64_t p = 0; p < l.groups * l.panels; ++p) {
+      std::fill_n(to + p * (l.depth + 1) * 2 * bins_panel, 2 * bins_panel, zero);
+    }
+    pack(
+        l, d,
+        [&](int64_t depth, int64_t c, uint32_t word, int64_t) {
+          at(depth)[c] = plus[word];
+          at(depth)[bins_panel + c] = minus[word];
+        },
+        [&](int64_t depth, int64_t c) { at(depth)[c] = at(depth)[bins_panel + c] = zero; });
+  };
+  const int64_t count = product(product(l.groups * l.panels, l.depth + 1), 2 * bins_panel);
+  l.weight_records.resize(l.short_records ? count : 2 * count);
+  if (l.short_records) {
+    fill(l.weight_records.data());
+  } else {
+    fill(reinterpret_cast<uint32_t*>(l.weight_records.data()));
+  }
 }
 
 std::vector<int64_t> longs(lns_format f, int64_t widen) {
@@ -413,6 +496,91 @@ void make_shifted(Layer& l, const lns_dot_desc& d) {
   }
 }
 
+/* ---- saturation that cannot happen ---------------------------------------------------------------------------- */
+
+/* Depth over which sums are bounded at a time: short enough for a bound on magnitudes to hold often, long enough for
+ * its check to cost nothing. */
+constexpr int64_t kBoundDepth = 32;
+
+/* A saturating sum of a block of depth is a plain one where no partial sum can leave its range, and none can where
+ * the sum before the block and a bound on the block's magnitudes stay below the limit. The bound: every term is at
+ * most u(a)·v(w), where u(a) is about 2^(a/rate), and v(w) the least multiple of 2^(w/rate) for which that holds of the
+ * whole table; so the block's magnitudes add up to at most Σu·max v. `rate` codes double a term; it only has to be
+ * right for the bound to be tight. Where activations are packed as floats (`own_floats`, times 2^scale), these are u.
+ */
+void bound_terms(Layer& l, const lns_dot_desc& d, double rate, bool own_floats, int scale) {
+  const Terms terms{d};
+  const int64_t a_max = max_code(d.activation) * d.activation_widen, top = d.term_columns - 1;
+  if (!l.saturate || a_max > UINT16_MAX || l.depth == 0) return;
+  const auto peak = [&](int64_t p) {
+    int64_t most = 0;
+    for (int64_t b = 0; b < d.bins; ++b) most = std::max(most, terms(b, p));
+    return static_cast<double>(most);
+  };
+  if (rate == 0) {
+    /* over some octaves, as terms of bins double in steps */
+    const double most = peak(top);
+    const int octaves = most >= 256 ? 8 : 1;
+    int64_t below = top;
+    while (below >= 2 && peak(below) > std::ldexp(most, -octaves)) --below;
+    if (most < 2 || below < 2) return;
+    rate = static_cast<double>(top - below) / octaves;
+  }
+  double factor = 0;
+  for (int64_t p = 2; p <= top; ++p) {
+    factor = std::max(factor, peak(p) * std::exp2(static_cast<double>(top - p) / rate));
+  }
+  /* more than the rounding of as many float32 as a block can have */
+  factor *= 1.0002;
+  const int64_t origin = own_floats ? 0 : a_max;
+  if (!own_floats) {
+    l.activation_bounds.resize(static_cast<size_t>(a_max + 1));
+    for (int64_t a = 1; a <= a_max; ++a) {
+      l.activation_bounds[static_cast<size_t>(a)] =
+          static_cast<float>(std::exp2(static_cast<double>(a - a_max) / rate));
+    }
+  }
+  const auto bounds = by_word<float>(d.weight, [&](uint32_t code, bool) {
+    const double exponent = static_cast<double>(code * d.weight_widen + origin - top) / rate - scale;
+    return code ? static_cast<float>(factor * std::exp2(exponent)) : 0.0f;
+  });
+  l.bounded = true;
+  l.bound_depth = (kBoundDepth + l.lanes - 1) / l.lanes * l.lanes;
+  const int64_t blocks = (l.depth + l.bound_depth - 1) / l.bound_depth;
+  l.weight_bounds.resize(product(l.groups * l.panels, blocks));
+  std::fill(l.weight_bounds.data(), l.weight_bounds.data() + l.weight_bounds.size(), 0.0f);
+  pack(
+      l, d,
+      [&](int64_t at, int64_t, uint32_t word, int64_t) {
+        float& most = l.weight_bounds[at / l.depth * blocks + at % l.depth / l.bound_depth];
+        most = std::max(most, bounds[word]);
+      },
+      [](int64_t, int64_t) {});
+}
+
+/* Σu of every row and block of depth of packed activations. */
+void sum_bounds(const Layer& l, const void* packed, int64_t rows, float* sums) {
+  const auto add = [&](const auto* a, auto bound_of) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t first = 0; first < l.depth; first += l.bound_depth) {
+        float sum = 0;
+        for (int64_t k = first; k < std::min(first + l.bound_depth, l.depth); ++k) sum += bound_of(a[r * l.depth + k]);
+        *sums++ = sum;
+      }
+    }
+  };
+  const float* bounds = l.activation_bounds.data();
+  if (bounds == nullptr) {
+    add(static_cast<const float*>(packed), [](float a) { return std::fabs(a); });
+  } else if (l.kind == Kind::bins) {
+    const auto bytes = static_cast<uint32_t>(l.bin_stride * 4);
+    add(static_cast<const int64_t*>(packed), [=](int64_t a) { return bounds[static_cast<uint32_t>(a) / bytes]; });
+  } else {
+    const int32_t shift = static_cast<int32_t>(max_code(l.weight) * l.weight_widen);
+    add(static_cast<const int32_t*>(packed), [=](int32_t a) { return bounds[std::max((a & INT32_MAX) - shift, 0)]; });
+  }
+}
+
 /* ---- choosing: linear -------------------------------------------------------------------------------------- */
 
 void make_linear(Layer& l, const lns_dot_desc& d, const Isa& isa) {
@@ -466,15 +634,15 @@ void make_linear(Layer& l, const lns_dot_desc& d, const Isa& isa) {
       saturate && largest <= limit32 / d.lanes && limit + std::min(step_limit, largest * d.lanes) <= limit32;
   const bool steps = d.lanes > 1 || largest > step_limit;
   l.limit = static_cast<int32_t>(std::min(limit, limit32));
-  l.step_limit = static_cast<int32_t>(std::min(step_limit, limit32));
-  if (one_bin && d.bins == 1 && (wraps || step32)) {
+  l.step_limit = steps ? static_cast<int32_t>(std::min(step_limit, limit32)) : -1;
+  if (one_bin && d.bins == 1 && (wraps || step32) && d.constants[0] == 1) {
     const auto entry = [&](int64_t p) { return static_cast<int32_t>(std::min<int64_t>(terms(0, p), INT32_MAX)); };
     const Structure s = structure_of(d);
     l.gamma = wraps32 && isa.prefers_shifted ? shift_gamma(d) : 0;
     if (l.gamma) {
       make_expanded(l, d, isa.shifted, shifted_depth, bias, entry);
       if (l.expands) make_shifted(l, d);
-    } else if ((wraps32 || (step32 && !steps)) && (isa.prefers_expanded || !s.found)) {
+    } else if ((wraps32 || (step32 && !steps)) && ((wraps32 && isa.prefers_expanded) || !s.found)) {
       make_expanded(l, d, wraps32 ? isa.expanded_wrap : isa.expanded_saturate, expanded_depth, bias, entry);
     }
     const int64_t a_top = (max_code(d.activation) * d.activation_widen) >> s.f;
@@ -491,7 +659,9 @@ void make_linear(Layer& l, const lns_dot_desc& d, const Isa& isa) {
         set_kernel(l, Kind::mitchell, isa.mitchell_wrap, "mitchell-wrap");
       }
       start32();
-      return pack_mitchell(l, d, s);
+      pack_mitchell(l, d, s);
+      /* 1 + x is at least 2^x, and an activation's exponent is 64 for what the table has as 0 */
+      return bound_terms(l, d, std::ldexp(1.0, s.f), true, 64 - 127);
     }
     if (s.found && !s.mitchell && (wraps32 || step32 || wide) && a_top < 100 && w_top + a_top / 2 + s.exponent < 100 &&
         s.exponent + a_top / 2 > -100 && s.exponent > -100) {
@@ -512,29 +682,30 @@ void make_linear(Layer& l, const lns_dot_desc& d, const Isa& isa) {
         }
         start32();
       }
-      return pack_fp32(l, d, s);
+      pack_fp32(l, d, s);
+      return bound_terms(l, d, std::ldexp(1.0, s.f), true, -fp32_middle(d, s));
     }
     if ((wraps32 || step32) && d.term_columns < (1 << 28)) {
-      set_kernel(l, Kind::gather, isa.gather, saturate ? "gather-saturate" : "gather-wrap");
+      if (saturate && steps) {
+        set_kernel(l, Kind::gather, isa.gather_lanes, "gather-lanes");
+      } else if (saturate) {
+        set_kernel(l, Kind::gather, isa.gather_saturate, "gather-saturate");
+      } else {
+        set_kernel(l, Kind::gather, isa.gather_wrap, "gather-wrap");
+      }
       start32();
-      return pack_codes(l, d, [&](int64_t p) { return static_cast<int32_t>(terms(0, p)); });
+      pack_codes(l, d, [&](int64_t p) { return static_cast<int32_t>(terms(0, p)); });
+      return bound_terms(l, d, 0, false, 0);
     }
   }
-  const bool bins = d.bins > 1 && d.bins <= 16 && (d.bins & (d.bins - 1)) == 0;
-  if (one_bin && bins && largest < (1 << 27) && (wraps32 || (step32 && !steps)) && d.term_columns < (1 << 28)) {
-    set_kernel(l, Kind::bins, isa.bins, saturate ? "bins-saturate" : "bins-wrap");
+  double combined = 0;
+  for (int64_t b = 0; b < d.bins; ++b) combined += std::fabs(static_cast<double>(d.constants[b]));
+  if (one_bin && d.bins > 1 && d.bins <= 16 && (wraps32 || step32) && bins_table_size(d) <= kBinsTable &&
+      std::ldexp(combined, d.acc_bits - 1) < 9.0e15) {
+    set_kernel(l, Kind::bins, isa.bins, !saturate ? "bins-wrap" : steps ? "bins-lanes" : "bins-saturate");
     start32();
-    const auto entry = [&](int64_t p) {
-      const int32_t bin = std::max(bin_of[static_cast<size_t>(p)], 0);
-      return static_cast<int32_t>(std::min<int64_t>(terms(bin, p), (1 << 27) - 1)) * 16 + bin;
-    };
-    make_expanded(l, d, isa.expanded_bins, expanded_bins_depth, bias, entry);
-    l.term_peaks.resize(l.term_stream.size());
-    for (int64_t i = 0; i < l.term_peaks.size(); ++i) {
-      const int32_t below = i && i < l.zero_stream ? l.term_peaks[i - 1] : 0;
-      l.term_peaks[i] = std::max(l.term_stream[i] >> 4, below);
-    }
-    return pack_codes(l, d, entry);
+    pack_bins(l, d, bin_of);
+    return bound_terms(l, d, 0, false, 0);
   }
   set_kernel(l, Kind::general, Kernel{1, 1, nullptr}, "general");
   l.acc_size = 8;
@@ -594,6 +765,50 @@ int64_t nonzero_length(const int32_t* values, int64_t count) {
   return count;
 }
 
+/* Activations and weights in lanes T; a code there is less by `bias`, but for one side of a product. An activation is
+ * its code, repeated to fill 32 bits, and above it twice a mask, plus its sign: the mask leaves nothing of a record's
+ * place for a zero. A panel is a record of zeros, and one for each k: codes, their signs, and the opposite signs. */
+template <class T>
+void pack_narrow(Layer& l, const lns_dot_desc& d) {
+  constexpr int64_t bias = sizeof(T) == 1 ? 128 : 32768, most = bias - 1;
+  constexpr uint32_t repeated = sizeof(T) == 1 ? 0x01010101 : 0x00010001;
+  l.activation_size = 8;
+  l.activation_longs = by_word<int64_t>(d.activation, [&](uint32_t code, bool minus) -> int64_t {
+    if (!code) return 0;
+    const int64_t lane = (static_cast<int64_t>(code * d.activation_widen) << d.guard_bits) - bias;
+    const uint32_t lanes = (static_cast<uint32_t>(lane) & static_cast<uint32_t>(2 * bias - 1)) * repeated;
+    const uint32_t kept = minus ? ~0u : ~1u;
+    return static_cast<int64_t>(static_cast<uint64_t>(kept) << 32 | lanes);
+  });
+  const int width = l.kernel.panel;
+  const int64_t record = 3 * width;
+  l.weight_lanes.resize(product(product(l.groups * l.panels, l.depth + 1), record * static_cast<int64_t>(sizeof(T))));
+  auto* const lanes = reinterpret_cast<T*>(l.weight_lanes.data());
+  const auto zero = static_cast<T>(-bias);
+  const auto put = [&](int64_t at, int64_t c, T code, T sign) {
+    /* a panel's first record is that of zeros */
+    T* const to = lanes + (at + at / l.depth + 1) * record + c;
+    to[0] = code;
+    to[width] = sign;
+    to[2 * width] = static_cast<T>(~sign);
+  };
+  for (int64_t p = 0; p < l.groups * l.panels; ++p) {
+    T* const to = lanes + p * (l.depth + 1) * record;
+    std::fill_n(to, width, zero);
+    std::fill_n(to + width, 2 * width, T{0});
+  }
+  pack(
+      l, d,
+      [&](int64_t at, int64_t c, uint32_t word, int64_t channel) {
+        const int64_t code = code_of(word, d.weight);
+        const int64_t shifted =
+            std::min(std::max(code * d.weight_widen + d.entry_shift[channel], -kMaxDelta), kMaxDelta);
+        const int64_t lane = std::min(std::max(shifted * (int64_t{1} << d.guard_bits), -most), most);
+        put(at, c, code ? static_cast<T>(lane) : zero, negative(word, d.weight) ? T{-1} : T{0});
+      },
+      [&](int64_t at, int64_t c) { put(at, c, zero, T{0}); });
+}
+
 void make_log(Layer& l, const lns_dot_desc& d, const Isa& isa) {
   const int64_t plus = nonzero_length(d.delta_plus, d.delta_plus_count);
   const int64_t minus = nonzero_length(d.delta_minus, d.delta_minus_count);
@@ -646,70 +861,44 @@ void make_log(Layer& l, const lns_dot_desc& d, const Isa& isa) {
       l.delta[l.delta_size + i] = i == 0 && shift == 0 ? -(1 << 28) : static_cast<int32_t>(-value(i << shift, true));
     }
   }
-  if (fits32 && isa.has_log8 && d.acc_bits <= 7 && d.guard_bits == 0 && d.lanes == 1 && plus <= 64 && minus <= 64 &&
+  if (fits32 && isa.has_log8 && d.acc_bits <= 7 && d.guard_bits == 0 && d.lanes == 1 && plus < 64 && minus < 64 &&
       largest_delta <= 127 && a_max <= 127) {
     set_kernel(l, Kind::log8, isa.log8, "log8");
     begin();
     l.acc_size = 2;
-    l.activation_size = 2;
+    l.activation_size = 8;
     l.delta_shift = 0;
-    l.delta_size = std::max(plus, minus);
     for (int64_t i = 0; i < 64; ++i) {
       l.delta8[0][i] = static_cast<int8_t>(i < plus ? d.delta_plus[i] : 0);
       l.delta8[1][i] = static_cast<int8_t>(i == 0 ? -128 : i < minus ? -d.delta_minus[i] : 0);
     }
-    /* low byte the code, high byte the sign */
-    l.activation_shorts = by_word<int16_t>(d.activation, [&](uint32_t c, bool m) {
-      const int value = c ? static_cast<int>(c * d.activation_widen) : -128;
-      return static_cast<int16_t>((m ? -256 : 0) | (value & 255));
-    });
-    l.weight_bytes.resize(packed_size(l));
-    l.weight_signs.resize(packed_size(l));
-    const int width = l.kernel.panel;
-    pack(
-        l, d,
-        [&](int64_t at, int64_t c, uint32_t word, int64_t channel) {
-          const int64_t w = code_of(word, d.weight);
-          const int64_t shifted = w * d.weight_widen + d.entry_shift[channel];
-          l.weight_bytes[at * width + c] =
-              static_cast<int8_t>(w ? std::min<int64_t>(std::max<int64_t>(shifted, -127), 127) : -128);
-          l.weight_signs[at * width + c] = negative(word, d.weight) ? -1 : 0;
-        },
-        [&](int64_t at, int64_t c) { l.weight_bytes[at * width + c] = -128, l.weight_signs[at * width + c] = 0; });
-    return;
+    l.delta_used = std::max(plus, minus);
+    return pack_narrow<int8_t>(l, d);
   }
   const int guard = d.guard_bits;
-  if (fits32 && isa.has_log16 && d.acc_bits <= 15 && d.lanes == 1 && l.delta_size <= 64 && largest_delta <= INT16_MAX &&
-      (a_max << guard) <= INT16_MAX) {
-    set_kernel(l, Kind::log16, isa.log16, "log16");
+  /* no two codes are further apart than INT16_MAX */
+  const int64_t size16 = std::min<int64_t>(l.delta_size, (INT16_MAX >> shift) + 2);
+  if (fits32 && isa.has_log16 && d.acc_bits <= 15 && d.lanes == 1 && size16 <= INT16_MAX &&
+      largest_delta <= INT16_MAX && (a_max << guard) <= INT16_MAX) {
+    if (size16 <= 64) {
+      set_kernel(l, Kind::log16, isa.log16, "log16");
+    } else {
+      set_kernel(l, Kind::log16, isa.log16_gather, "log16-gather");
+    }
     begin();
     l.acc_size = 4;
-    l.activation_size = 4;
-    for (int64_t i = 0; i < 64; ++i) {
-      l.delta16[0][i] = static_cast<int16_t>(i < l.delta_size ? value(i << shift, false) : 0);
-      l.delta16[1][i] = static_cast<int16_t>(i < l.delta_size ? -value(i << shift, true) : 0);
+    l.activation_size = 8;
+    l.delta_used = size16;
+    l.delta_size = std::max<int64_t>(size16, 64);
+    l.delta16_memory.resize(2 * l.delta_size + 2);
+    std::fill(l.delta16_memory.data(), l.delta16_memory.data() + l.delta16_memory.size(), int16_t{0});
+    int16_t* const made = l.delta16_memory.data() + 1;
+    for (int64_t i = 0; i + 1 < size16; ++i) {
+      made[i] = static_cast<int16_t>(value(i << shift, false));
+      made[l.delta_size + i] = i == 0 && shift == 0 ? INT16_MIN : static_cast<int16_t>(-value(i << shift, true));
     }
-    /* low half the code, high half the sign */
-    l.activation_ints = by_word<int32_t>(d.activation, [&](uint32_t c, bool m) {
-      const int64_t scaled = c ? static_cast<int64_t>(c * d.activation_widen) << guard : INT16_MIN;
-      return static_cast<int32_t>((m ? 0xffff0000u : 0) | (static_cast<uint32_t>(scaled) & 0xffffu));
-    });
-    l.weight_shorts.resize(2 * packed_size(l));
-    const int width = l.kernel.panel;
-    pack(
-        l, d,
-        [&](int64_t at, int64_t c, uint32_t word, int64_t channel) {
-          const int64_t w = code_of(word, d.weight);
-          const int64_t shifted =
-              std::min(std::max(w * d.weight_widen + d.entry_shift[channel], -kMaxDelta), kMaxDelta);
-          l.weight_shorts[2 * at * width + c] = static_cast<int16_t>(
-              w ? std::min<int64_t>(std::max<int64_t>(shifted * (1 << guard), -INT16_MAX), INT16_MAX) : INT16_MIN);
-          l.weight_shorts[(2 * at + 1) * width + c] = negative(word, d.weight) ? -1 : 0;
-        },
-        [&](int64_t at, int64_t c) {
-          l.weight_shorts[2 * at * width + c] = INT16_MIN, l.weight_shorts[(2 * at + 1) * width + c] = 0;
-        });
-    return;
+    l.delta16 = made;
+    return pack_narrow<int16_t>(l, d);
   }
   if (fits32) {
     set_kernel(l, Kind::log32, isa.log32, "log32");
@@ -803,123 +992,62 @@ void run_log_general(const Tile& t) {
 
 /* ---- results --------------------------------------------------------------------------------------------- */
 
-/* The words of a tile: store(row, channel, word). */
+/* One word of the kinds whose accumulators are not of 32 bits. */
+uint32_t wide_word(const Tile& t, int64_t r, int64_t c, lns_counts& counts) {
+  const Layer& l = *t.layer;
+  const int64_t columns = (t.last_panel - t.first_panel) * t.panel, at = r * columns + c;
+  const int64_t shift = l.code_shift[static_cast<size_t>(t.group * l.columns + t.first_panel * t.panel + c)];
+  if (l.kind == Kind::log_general) {
+    const auto* acc = static_cast<const int64_t*>(t.acc) + 2 * at;
+    const bool zero = acc[0] < 1;
+    const int64_t half = (int64_t{1} << l.guard_bits) >> 1;
+    return l.output.word(zero ? 0 : ((acc[0] + half) >> l.guard_bits) + shift, acc[1] != 0 && !zero, zero, counts);
+  }
+  uint64_t sum = 0;
+  if (l.kind == Kind::fp32_wide) {
+    const auto value = static_cast<int64_t>(static_cast<const double*>(t.acc)[at]);
+    sum = static_cast<uint64_t>(fit(value, l.acc_bits, false)) * static_cast<uint64_t>(l.constants[0]);
+  } else {
+    const auto* bins = static_cast<const int64_t*>(t.acc) + at * l.bins;
+    for (int64_t b = 0; b < l.bins; ++b) {
+      sum += static_cast<uint64_t>(l.constants[static_cast<size_t>(b)]) * static_cast<uint64_t>(bins[b]);
+    }
+  }
+  const bool minus = static_cast<int64_t>(sum) < 0;
+  const uint64_t magnitude = minus ? 0 - sum : sum;
+  return l.output.word(magnitude ? l.raw(magnitude) + shift : 0, minus, magnitude == 0, counts);
+}
+
+/* The words of a tile: store(words [rows, row_words], first row, rows, first channel, channels). */
 template <class Store>
 void finish(const Tile& t, int64_t rows, lns_counts& counts, Store store) {
   const Layer& l = *t.layer;
-  const int width = t.panel;
-  const int64_t panels = t.last_panel - t.first_panel, columns = panels * width;
-  const int64_t first = t.first_panel * width, real = std::min(columns, l.columns - first);
-  const Output& out = l.output;
+  const int64_t first = t.first_panel * t.panel;
+  const int64_t real = std::min((t.last_panel - t.first_panel) * t.panel, l.columns - first);
+  const bool wide = l.kind == Kind::general || l.kind == Kind::log_general || l.kind == Kind::fp32_wide;
   counts.total += rows * real;
-  const auto linear = [&](int64_t r, int64_t c, int64_t a) {
-    const int64_t channel = t.group * l.columns + first + c;
-    const uint64_t magnitude = a < 0 ? 0 - static_cast<uint64_t>(a) : static_cast<uint64_t>(a);
-    const int64_t code = magnitude ? l.raw(magnitude) + l.code_shift[static_cast<size_t>(channel)] : 0;
-    store(r, channel, out.word(code, a < 0, a == 0, counts));
-  };
-  const auto log = [&](int64_t r, int64_t c, int64_t code, bool minus) {
-    const int64_t channel = t.group * l.columns + first + c;
-    const bool zero = code < 1;
-    const int64_t half = (int64_t{1} << l.guard_bits) >> 1;
-    const int64_t kept = zero ? 0 : ((code + half) >> l.guard_bits) + l.code_shift[static_cast<size_t>(channel)];
-    store(r, channel, out.word(kept, minus && !zero, zero, counts));
-  };
-  const auto combined = [&](auto value) {
-    uint64_t sum = 0;
-    for (int64_t b = 0; b < l.bins; ++b) {
-      sum += static_cast<uint64_t>(l.constants[static_cast<size_t>(b)]) * static_cast<uint64_t>(value(b));
-    }
-    return static_cast<int64_t>(sum);
-  };
-  const uint64_t scale = l.constants.empty() ? 1 : static_cast<uint64_t>(l.constants[0]);
-  const auto scaled = [&](int64_t value) { return static_cast<int64_t>(static_cast<uint64_t>(value) * scale); };
-  switch (l.kind) {
-    case Kind::fp32:
-    case Kind::mitchell:
-    case Kind::gather: {
-      const auto* acc = static_cast<const int32_t*>(t.acc);
-      for (int64_t c = 0; c < real; ++c) {
-        for (int64_t r = 0; r < rows; ++r) {
-          const int64_t value = acc[r * columns + c];
-          linear(r, c, scaled(l.saturate ? value : fit(value, l.acc_bits, false)));
+  alignas(64) int32_t words[kRowTile * row_words];
+  for (int64_t r = 0; r < rows; r += kRowTile) {
+    const int64_t height = std::min(kRowTile, rows - r);
+    for (int64_t c = 0; c < real; c += row_words) {
+      const int64_t columns = std::min(row_words, real - c);
+      if (wide) {
+        for (int64_t i = 0; i < height; ++i) {
+          for (int64_t j = 0; j < columns; ++j) {
+            words[i * row_words + j] = static_cast<int32_t>(wide_word(t, r + i, c + j, counts));
+          }
         }
+      } else {
+        l.isa->words(t, r, height, c, columns, words, counts);
       }
-      return;
-    }
-    case Kind::fp32_wide: {
-      const auto* acc = static_cast<const double*>(t.acc);
-      for (int64_t c = 0; c < real; ++c) {
-        for (int64_t r = 0; r < rows; ++r) {
-          linear(r, c, scaled(fit(static_cast<int64_t>(acc[r * columns + c]), l.acc_bits, false)));
-        }
-      }
-      return;
-    }
-    case Kind::bins: {
-      const auto* acc = static_cast<const int32_t*>(t.acc);
-      for (int64_t c = 0; c < real; ++c) {
-        for (int64_t r = 0; r < rows; ++r) {
-          const int32_t* bins = acc + (r * panels + c / width) * l.bins * width + c % width;
-          linear(r, c, combined([&](int64_t b) {
-                   return l.saturate ? int64_t{bins[b * width]} : fit(int64_t{bins[b * width]}, l.acc_bits, false);
-                 }));
-        }
-      }
-      return;
-    }
-    case Kind::general: {
-      const auto* acc = static_cast<const int64_t*>(t.acc);
-      for (int64_t c = 0; c < real; ++c) {
-        for (int64_t r = 0; r < rows; ++r) {
-          linear(r, c, combined([&](int64_t b) { return acc[(r * columns + c) * l.bins + b]; }));
-        }
-      }
-      return;
-    }
-    case Kind::log8: {
-      const auto* acc = static_cast<const int8_t*>(t.acc);
-      for (int64_t c = 0; c < real; ++c) {
-        for (int64_t r = 0; r < rows; ++r) {
-          const int8_t* at = acc + (r * panels + c / width) * 2 * width + c % width;
-          log(r, c, at[0], at[width] != 0);
-        }
-      }
-      return;
-    }
-    case Kind::log16: {
-      const auto* acc = static_cast<const int16_t*>(t.acc);
-      for (int64_t c = 0; c < real; ++c) {
-        for (int64_t r = 0; r < rows; ++r) {
-          const int16_t* at = acc + (r * panels + c / width) * 2 * width + c % width;
-          log(r, c, at[0], at[width] != 0);
-        }
-      }
-      return;
-    }
-    case Kind::log32: {
-      const auto* acc = static_cast<const int32_t*>(t.acc);
-      for (int64_t c = 0; c < real; ++c) {
-        for (int64_t r = 0; r < rows; ++r) {
-          const int32_t* at = acc + (r * panels + c / width) * 2 * width + c % width;
-          log(r, c, at[0], at[width] != 0);
-        }
-      }
-      return;
-    }
-    case Kind::log_general: {
-      const auto* acc = static_cast<const int64_t*>(t.acc);
-      for (int64_t c = 0; c < real; ++c) {
-        for (int64_t r = 0; r < rows; ++r) log(r, c, acc[2 * (r * columns + c)], acc[2 * (r * columns + c) + 1] != 0);
-      }
-      return;
+      store(words, r, height, t.group * l.columns + first + c, columns);
     }
   }
 }
 
 /* Memory that a thread keeps from tile to tile. */
 struct Scratch {
-  Buffer<char> a, acc, planes;
+  Buffer<char> a, acc, planes, sums, terms;
   static char* at_least(Buffer<char>& buffer, int64_t size) {
     if (buffer.size() < size) buffer.resize(size);
     return buffer.data();
@@ -939,9 +1067,7 @@ void pack_rows(const Layer& l, void* packed, Fill fill) {
       return fill([=](int64_t r, int64_t k, uint32_t word) { to[r * depth + k] = from[word]; });
     }
     case Kind::mitchell:
-    case Kind::gather:
-    case Kind::bins:
-    case Kind::log16: {
+    case Kind::gather: {
       auto* to = static_cast<int32_t*>(packed);
       const int32_t* from = l.activation_ints.data();
       return fill([=](int64_t r, int64_t k, uint32_t word) { to[r * depth + k] = from[word]; });
@@ -951,11 +1077,9 @@ void pack_rows(const Layer& l, void* packed, Fill fill) {
       const auto* from = l.activation_ints.data();
       return fill([=](int64_t r, int64_t k, uint32_t word) { std::memcpy(to + r * depth + k, from + 2 * word, 8); });
     }
-    case Kind::log8: {
-      auto* to = static_cast<int16_t*>(packed);
-      const int16_t* from = l.activation_shorts.data();
-      return fill([=](int64_t r, int64_t k, uint32_t word) { to[r * depth + k] = from[word]; });
-    }
+    case Kind::log8:
+    case Kind::log16:
+    case Kind::bins:
     case Kind::general:
     case Kind::log_general: {
       auto* to = static_cast<int64_t*>(packed);
@@ -1010,7 +1134,7 @@ const uint64_t* sign_planes(const Layer& l, const uint32_t* packed, int64_t rows
 template <class Fill, class Store>
 void run_expanded(const Layer& l, int64_t rows, int threads, lns_counts* counts, Fill fill, Store store) {
   /* tasks of equal size, a few for each thread where there are enough rows */
-  const int64_t at_most = std::min(kExpandedTile / (l.bins > 1 ? 4 : 1), kExpandedBytes / (4 * (l.depth + 8)));
+  const int64_t at_most = std::min(kExpandedTile, kExpandedBytes / (4 * (l.depth + 8)));
   const int64_t most = std::max(kExpandedRows, std::min(at_most, (rows + threads - 1) / threads));
   const int64_t row_tiles = (rows + most - 1) / most, tile_rows = (rows + row_tiles - 1) / row_tiles;
   const int64_t depth_of_block = l.expanded_step; /* a power of two */
@@ -1050,13 +1174,20 @@ void run_expanded(const Layer& l, int64_t rows, int threads, lns_counts* counts,
       least = std::min(least, code);
       largest = std::max(largest, code);
     }
-    auto* acc = Scratch::at_least(scratch.acc, product(product(real, l.expanded.panel), l.bins) * 4);
+    auto* acc = Scratch::at_least(scratch.acc, product(real, l.expanded.panel) * 4);
+    auto* terms = reinterpret_cast<int32_t*>(Scratch::at_least(scratch.terms, terms_bytes));
     lns_counts found = {0, 0, 0, 0};
     for (int64_t p = 0; p < l.expanded_panels; ++p) {
-      const Tile t = {&l,     group,           p, p + 1, real, packed, acc, std::min(least, largest), largest,
-                      planes, l.expanded.panel};
+      Tile t = {&l, group, p, p + 1, real, packed, acc};
+      t.least_code = std::min(least, largest);
+      t.largest_code = largest;
+      t.planes = planes;
+      t.panel = l.expanded.panel;
+      t.terms = terms;
       l.expanded.run(t);
-      finish(t, real, found, [&](int64_t r, int64_t channel, uint32_t word) { store(first + r, channel, word); });
+      finish(t, real, found, [&](const int32_t* words, int64_t r, int64_t height, int64_t channel, int64_t columns) {
+        store(words, first + r, height, channel, columns);
+      });
     }
     add_to(counts, found, mutex);
   });
@@ -1072,7 +1203,7 @@ void run_rows(const Layer& l, int64_t rows, int threads, lns_counts* counts, Fil
   }
   const int step = l.kernel.row_step;
   const int64_t row_tiles = (rows + kRowTile - 1) / kRowTile;
-  const int64_t column_bytes = l.kernel.panel * l.bins * std::max(l.acc_size, 1) * kRowTile;
+  const int64_t column_bytes = l.kernel.panel * l.bin_stride * std::max(l.acc_size, 1) * kRowTile;
   const int64_t chunk = std::max<int64_t>(1, kAccBytes / std::max<int64_t>(column_bytes, 1));
   /* few rows: columns are shared out too */
   int64_t shares = 1;
@@ -1093,16 +1224,38 @@ void run_rows(const Layer& l, int64_t rows, int threads, lns_counts* counts, Fil
         for (int64_t k = 0; k < l.depth; ++k) put(r, k, 0);
       }
     });
+    const float* row_sums = nullptr;
+    if (l.bounded) {
+      const int64_t blocks = (l.depth + l.bound_depth - 1) / l.bound_depth;
+      auto* sums = reinterpret_cast<float*>(Scratch::at_least(scratch.sums, product(padded * blocks, 4)));
+      sum_bounds(l, a, padded, sums);
+      row_sums = sums;
+    }
     char* acc = Scratch::at_least(scratch.acc, chunk * column_bytes);
     const int64_t begin = l.panels * share / shares, end = l.panels * (share + 1) / shares;
     lns_counts found = {0, 0, 0, 0};
     for (int64_t p = begin; p < end; p += chunk) {
-      const Tile t = {&l, group, p, std::min(p + chunk, end), padded, a, acc, 0, 0, nullptr, l.kernel.panel};
+      Tile t = {&l, group, p, std::min(p + chunk, end), padded, a, acc};
+      t.panel = l.kernel.panel;
+      t.row_sums = row_sums;
       compute(t);
-      finish(t, real, found, [&](int64_t r, int64_t channel, uint32_t word) { store(first + r, channel, word); });
+      finish(t, real, found, [&](const int32_t* words, int64_t r, int64_t height, int64_t channel, int64_t columns) {
+        store(words, first + r, height, channel, columns);
+      });
     }
     add_to(counts, found, mutex);
   });
+}
+
+/* Some words, `step` apart, to consecutive places. */
+void store_words(const Output& out, void* y, int64_t at, const int32_t* words, int64_t step, int64_t count) {
+  if (out.bytes == 1) {
+    auto* to = static_cast<uint8_t*>(y) + at;
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<uint8_t>(words[i * step]);
+  } else {
+    auto* to = static_cast<uint16_t*>(y) + at;
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<uint16_t>(words[i * step]);
+  }
 }
 
 template <class Word>
@@ -1121,7 +1274,11 @@ void run_matrix(const Layer& l, const Word* x, int64_t rows, int64_t row_stride,
           }
         }
       },
-      [&](int64_t row, int64_t channel, uint32_t word) { l.output.store(y, row * l.columns + channel, word); });
+      [&](const int32_t* words, int64_t row, int64_t height, int64_t channel, int64_t columns) {
+        for (int64_t r = 0; r < height; ++r) {
+          store_words(l.output, y, (row + r) * l.columns + channel, words + r * row_words, 1, columns);
+        }
+      });
 }
 
 struct Geometry {
@@ -1177,9 +1334,17 @@ void run_convolution(const Layer& l, const Geometry& g, const Word* x, int64_t b
           }
         }
       },
-      [&](int64_t row, int64_t channel, uint32_t word) {
-        const int64_t image = row / g.positions, position = row % g.positions;
-        l.output.store(y, (image * l.groups * l.columns + channel) * g.positions + position, word);
+      [&](const int32_t* words, int64_t row, int64_t height, int64_t channel, int64_t columns) {
+        /* rows of one image lie together */
+        for (int64_t r = 0; r < height;) {
+          const int64_t image = (row + r) / g.positions, position = (row + r) % g.positions;
+          const int64_t count = std::min(height - r, g.positions - position);
+          for (int64_t c = 0; c < columns; ++c) {
+            const int64_t at = (image * l.groups * l.columns + channel + c) * g.positions + position;
+            store_words(l.output, y, at, words + r * row_words + c, row_words, count);
+          }
+          r += count;
+        }
       });
 }
 
@@ -1208,9 +1373,16 @@ int32_t lns_dot_create(const lns_dot_desc* desc, lns_dot** out, lns_error* error
     l.psum_bits = desc->log ? 0 : desc->psum_bits;
     l.saturate = !desc->log && desc->saturate;
     l.guard_bits = 0;
-    l.bins = desc->log ? 1 : desc->bins;
+    l.bins = l.bin_stride = desc->log ? 1 : desc->bins;
     if (desc->channels) l.code_shift.assign(desc->code_shift, desc->code_shift + desc->channels);
+    /* beyond these everything saturates, or nothing is left; vectors may read past the last channel */
+    l.code_shift32.assign(static_cast<size_t>(desc->channels + row_words), 0);
+    for (int64_t n = 0; n < desc->channels; ++n) {
+      constexpr int64_t far = int64_t{1} << 29;
+      l.code_shift32[static_cast<size_t>(n)] = static_cast<int32_t>(std::min(std::max(desc->code_shift[n], -far), far));
+    }
     const Isa& isa = current_isa();
+    l.isa = &isa;
     if (desc->log) {
       make_log(l, *desc, isa);
     } else {

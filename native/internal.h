@@ -92,18 +92,26 @@ struct Output {
 };
 
 /* The raw code of a magnitude (spec 4.6): how many of the sorted thresholds it reaches. A table indexed by the leading
- * one and the bits after it says how many are certain; at most a few are left to compare. */
+ * one and the bits after it says how many are certain; the few that are left are compared, always as many, as which of
+ * them are reached is anybody's guess. */
 class RawCode {
  public:
   void build(const int64_t* thresholds, int64_t count);
   int64_t operator()(uint64_t magnitude) const {
-    return stages::raw_code(magnitude, thresholds_.data(), start_.data(), bits_);
+    const int p = 63 - __builtin_clzll(magnitude);
+    const uint64_t top = p >= bits ? magnitude >> (p - bits) : magnitude << (bits - p);
+    const int64_t slot = (static_cast<int64_t>(p) << bits) + static_cast<int64_t>(top) - (int64_t{1} << bits);
+    int64_t k = start[static_cast<size_t>(slot)];
+    for (int i = 0; i < steps; ++i) k += thresholds[static_cast<size_t>(k)] <= magnitude;
+    return k;
   }
 
- private:
-  int bits_ = 0;
-  std::vector<uint64_t> thresholds_; /* and one that nothing reaches */
-  std::vector<int32_t> start_;
+  int bits = 0;
+  int steps = 0;                    /* thresholds in one slot, at most */
+  std::vector<uint64_t> thresholds; /* and one that nothing reaches */
+  /* the same for 32 bits, less 2^31 so that signed integers compare like unsigned ones */
+  std::vector<int32_t> thresholds32;
+  std::vector<int32_t> start;
 };
 
 using stages::fit;
@@ -115,10 +123,10 @@ enum class Kind {
   fp32_wide, /* products in float32, sums in float64 that are exact integers */
   mitchell,  /* products are integer sums read as float32 */
   gather,    /* terms by code sum, one accumulator of 32 bits */
-  bins,      /* terms by code sum, into one of several accumulators of 32 bits */
+  bins,      /* terms by code sum, the bins of 32 bits side by side */
   general,   /* linear, anything */
   log8,      /* byte lanes, Δ in registers */
-  log16,     /* 16-bit lanes, Δ in registers */
+  log16,     /* 16-bit lanes, Δ in registers or looked up */
   log32,     /* 32-bit lanes, Δ gathered */
   log_general,
 };
@@ -136,7 +144,12 @@ struct Tile {
   int64_t least_code = 0, largest_code = 0; /* expanded: codes that occur in `a`, but for zero */
   const uint64_t* planes = nullptr;         /* shifted: [rows, words of depth, positive and negative] bits of `a` */
   int panel = 0;                            /* columns of a panel */
+  int32_t* terms = nullptr;                 /* expanded: memory for the terms of a block, terms_bytes */
+  const float* row_sums = nullptr;          /* bounded: [rows, blocks of bound_depth] sums of what bounds activations */
 };
+
+/* Columns whose words are made together. */
+constexpr int64_t row_words = 16;
 
 struct Kernel {
   int panel;    /* columns packed together */
@@ -148,8 +161,11 @@ struct Kernel {
 struct Isa {
   int32_t id;
   const char* name;
-  Kernel shifted, expanded_wrap, expanded_saturate, expanded_bins, fp32_wrap, fp32_saturate, fp32_lanes, fp32_wide,
-      mitchell_wrap, mitchell_saturate, mitchell_lanes, gather, bins, log8, log16, log32;
+  /* words [rows, row_words] from the accumulators of some rows and at most row_words columns (spec 4.6, 5.6) */
+  void (*words)(const Tile&, int64_t row, int64_t rows, int64_t column, int64_t columns, int32_t* words, lns_counts&);
+  Kernel shifted, expanded_wrap, expanded_saturate, fp32_wrap, fp32_saturate, fp32_lanes, fp32_wide, mitchell_wrap,
+      mitchell_saturate, mitchell_lanes, gather_wrap, gather_saturate, gather_lanes, bins, log8, log16, log16_gather,
+      log32;
   bool has_log8, has_log16;
   bool prefers_expanded, prefers_shifted; /* even where products can be computed */
 };
@@ -176,8 +192,11 @@ struct Layer {
   int lanes, acc_bits, psum_bits, guard_bits;
   bool saturate;
   int64_t bins;
-  std::vector<int64_t> constants, bias, code_shift;
+  int64_t bin_stride; /* integers of 32 bits that an accumulator with bins takes */
+  std::vector<int64_t> constants, code_shift;
+  std::vector<int32_t> code_shift32; /* limited to what decides, and row_words more entries */
   RawCode raw;
+  const Isa* isa = nullptr;
 
   /* many rows of narrow activations: every term of a weight is laid out, so that a product is one load */
   bool expands = false;
@@ -194,26 +213,32 @@ struct Layer {
   std::vector<int32_t> expanded_start;
   Buffer<int32_t> term_stream; /* terms by code sum, then zeros; zeros alone from zero_stream on */
   int64_t zero_stream;
-  Buffer<int32_t> term_peaks; /* bins: the largest term of this code sum and all below, whatever its bin */
 
   int acc_size;        /* bytes of an accumulator */
   int activation_size; /* bytes of a packed activation */
   /* what each activation word is packed as */
   std::vector<float> activation_floats;
   std::vector<int32_t> activation_ints;
-  std::vector<int16_t> activation_shorts;
-  std::vector<int64_t> activation_longs; /* general: twice the code, plus the sign */
+  std::vector<int64_t> activation_longs; /* general: twice the code, plus the sign; bins, log8, log16: as made there */
   /* packed weights: [group][panel][depth][panel width] */
   Buffer<float> weight_floats;
   Buffer<int32_t> weight_ints;
-  Buffer<int8_t> weight_bytes, weight_signs;
-  Buffer<int16_t> weight_shorts; /* [group][panel][depth][2][panel width]: codes, then signs */
+  Buffer<char> weight_lanes; /* log8, log16: see pack_narrow */
 
   /* fp32: add to the bits and mask them to round the product's significand */
   int32_t round_add, round_mask;
-  /* gather and bins: terms by packed sum; with bins, term · 16 + bin */
+  /* gather and bins: terms by packed sum; with bins, bin_stride integers each */
   Buffer<int32_t> table;
-  int32_t limit, step_limit; /* saturating: the accumulator's and a step's; step_limit < 0: a term never leaves it */
+  Buffer<uint16_t> weight_records; /* bins: see pack_bins */
+  alignas(64) double bin_constants[16] = {};
+  bool short_records = false;
+  /* Saturating sums that provably stay in range are added without clamping: over a block of depth, terms are at most
+   * the sum of the activations' bounds times the largest weight's (see bound_terms). */
+  bool bounded = false;
+  int64_t bound_depth = 0;              /* a multiple of lanes */
+  std::vector<float> activation_bounds; /* by code; where packed activations are floats, they are their own */
+  Buffer<float> weight_bounds;          /* [group][panel][blocks of bound_depth] */
+  int32_t limit, step_limit;            /* saturating: the accumulator's and a step's; −1 if steps change nothing */
   /* bins and gather: initial value of the accumulators, [channels] or empty */
   std::vector<int32_t> start32;
   std::vector<double> start64;
@@ -223,7 +248,9 @@ struct Layer {
   int64_t delta_size;
   int delta_shift;
   int8_t delta8[2][64];
-  int16_t delta16[2][64];
+  Buffer<int16_t> delta16_memory;  /* one more entry at either end */
+  const int16_t* delta16;          /* [2, delta_size] */
+  int64_t delta_used;              /* entries up to the first of the last zeros */
   int32_t largest;                 /* Λ */
   std::vector<int32_t> start_code; /* log: codes, no_code for zero; negative is in start_minus */
   std::vector<int32_t> start_minus;
@@ -238,8 +265,12 @@ struct Layer {
 
 /* Expanded terms: codes 0 … 127 and, 128 further, the same with the other sign. */
 constexpr int64_t expanded_codes = 128;
-/* Depth of a block of expanded weights; those of bins are narrower and may be deeper. */
-constexpr int64_t expanded_depth = 4, expanded_bins_depth = 8;
+/* Memory for the terms of a block of expanded or shifted weights, whatever the instruction set. */
+constexpr int64_t terms_bytes = int64_t{1} << 17;
+/* Depth of a block of expanded weights. */
+constexpr int64_t expanded_depth = 4;
+/* Columns of a panel of bins, whatever the instruction set. */
+constexpr int bins_panel = 8;
 /* Shifted terms: codes of an octave, at most, and the depth of a block. */
 constexpr int64_t shifted_gamma = 16, shifted_depth = 8;
 

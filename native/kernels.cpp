@@ -8,9 +8,20 @@
 
 #include "internal.h"
 
-#if defined(__x86_64__)
+#if defined(LNS_EMULATE_AVX512)
+#include "avx512_emulated.h"
+#define LNS_AVX512
+#elif defined(__x86_64__)
 #include <immintrin.h>
+#if defined(__AVX512VBMI__)
+#define LNS_AVX512
+#elif defined(__AVX2__)
+#define LNS_AVX2
 #endif
+#endif
+
+/* Vectors of other sizes than the machine's are passed to functions that are always inlined only. */
+#pragma GCC diagnostic ignored "-Wpsabi"
 
 #ifndef LNS_ISA_NAME
 #define LNS_ISA_NAME portable
@@ -24,9 +35,9 @@
 namespace lns {
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(LNS_AVX512)
 constexpr int kBytes = 64;
-#elif defined(__AVX2__)
+#elif defined(LNS_AVX2)
 constexpr int kBytes = 32;
 #else
 constexpr int kBytes = 16;
@@ -50,9 +61,9 @@ LNS_INLINE vi most(vi a, vi b) { return a > b ? a : b; }
 LNS_INLINE vi clamp(vi x, vi limit) { return most(least(x, limit), -limit); }
 
 LNS_INLINE vi gather(const int32_t* table, vi index) {
-#if defined(__AVX512F__)
+#if defined(LNS_AVX512)
   return (vi)_mm512_i32gather_epi32((__m512i)index, table, 4);
-#elif defined(__AVX2__)
+#elif defined(LNS_AVX2)
   return (vi)_mm256_i32gather_epi32(table, (__m256i)index, 4);
 #else
   vi found;
@@ -61,7 +72,44 @@ LNS_INLINE vi gather(const int32_t* table, vi index) {
 #endif
 }
 
-/* ---- linear accumulation: products made in registers ------------------------------------------------------ */
+/* Whether any lane is not zero. */
+LNS_INLINE bool any(vi x) {
+#if defined(LNS_AVX512)
+  return _mm512_test_epi32_mask((__m512i)x, (__m512i)x) != 0;
+#elif defined(LNS_AVX2)
+  return !_mm256_testz_si256((__m256i)x, (__m256i)x);
+#else
+  int32_t found = 0;
+  for (int i = 0; i < V; ++i) found |= x[i];
+  return found != 0;
+#endif
+}
+
+/* How far from zero the sums of a row may be for nothing to be clamped in a block of depth; negative if anything
+ * might be. */
+LNS_INLINE int32_t room(const Tile& t, int64_t row, int64_t panel, int64_t first) {
+  const Layer& l = *t.layer;
+  if (!l.bounded) return -1;
+  const int64_t blocks = (l.depth + l.bound_depth - 1) / l.bound_depth, block = first / l.bound_depth;
+  const float most = t.row_sums[row * blocks + block] * l.weight_bounds[panel * blocks + block];
+  if (!(most < static_cast<float>(l.limit)) || (l.step_limit >= 0 && most >= static_cast<float>(l.step_limit)))
+    return -1;
+  return l.limit - static_cast<int32_t>(most) - 1;
+}
+
+/* Whether `count` sums from `acc` on, a multiple of V, are all that near to zero. */
+LNS_INLINE bool within(const int32_t* acc, int count, int32_t room) {
+  if (room < 0) return false;
+  const vi most = all(room);
+  vi outside = all(0);
+  for (int i = 0; i < count; i += V) {
+    const vi x = *(const vi_anywhere*)(acc + i);
+    outside |= (vi)(x > most) | (vi)(-x > most);
+  }
+  return !any(outside);
+}
+
+/* ---- linear accumulation: products in registers ------------------------------------------------------ */
 
 /* Float32 numbers 2^(code/γ) multiplied, the significand rounded to the remainder table's bits, the fraction dropped
  * (spec 4.1 to 4.3). lns_dot_create has checked that this gives every term of the table. */
@@ -86,6 +134,20 @@ struct Mitchell {
   explicit Mitchell(const Layer&) {}
   static const int32_t* weights(const Layer& l) { return l.weight_ints.data(); }
   LNS_INLINE vi term(vi w, int32_t a) const { return __builtin_convertvector((vf)add(w, all(a)), vi); }
+};
+
+/* Terms looked up. Packed codes have the sign in the top bit, and numbers whose sum indexes the table, so that a pair
+ * with a zero finds a zero (see pack_codes). */
+struct Gather {
+  using Scalar = int32_t;
+  using Vector = vi;
+  const int32_t* table;
+  explicit Gather(const Layer& l) : table(l.table.data()) {}
+  static const int32_t* weights(const Layer& l) { return l.weight_ints.data(); }
+  LNS_INLINE vi term(vi w, int32_t a) const {
+    const vi both = add(w, all(a)), sign = both >> 31;
+    return (gather(table, both & all(INT32_MAX)) ^ sign) - sign;
+  }
 };
 
 /* Columns of a panel: two vectors. */
@@ -167,15 +229,33 @@ void linear(const Tile& t) {
   const int64_t columns = (t.last_panel - t.first_panel) * kPanel;
   const auto* a = static_cast<const typename Product::Scalar*>(t.a);
   const auto* w = Product::weights(l) + (t.group * l.panels + t.first_panel) * l.depth * kPanel;
-  /* a step of lanes is never cut */
-  const int64_t block = mode == kLanes ? (kDepth + l.lanes - 1) / l.lanes * l.lanes : kDepth;
-  for (int64_t first = 0; first < l.depth; first += block) {
-    const int64_t depth = l.depth - first < block ? l.depth - first : block;
+  /* a step of lanes is never cut, nor a block whose sums are bounded */
+  const int64_t unit = l.bounded ? l.bound_depth : mode == kLanes ? l.lanes : kDepth;
+  const int64_t block = (kDepth + unit - 1) / unit * unit;
+  for (int64_t start = 0; start < l.depth; start += block) {
+    const int64_t end = std::min(start + block, l.depth);
     for (int64_t p = 0; p < t.last_panel - t.first_panel; ++p) {
-      const auto* panel = w + (p * l.depth + first) * kPanel;
       for (int64_t r = 0; r < t.rows; r += kRows) {
-        linear_block<Product, mode, kRows>(product, l, a + r * l.depth + first, panel, depth,
-                                           acc + r * columns + p * kPanel, columns);
+        int32_t* const out = acc + r * columns + p * kPanel;
+        const int64_t piece = mode == kWrap || !l.bounded ? block : unit;
+        for (int64_t first = start; first < end; first += piece) {
+          const auto* from = a + r * l.depth + first;
+          const auto* panel = w + (p * l.depth + first) * kPanel;
+          const int64_t depth = std::min(piece, end - first);
+          bool clamps = mode != kWrap;
+          if (mode != kWrap && l.bounded) {
+            clamps = false;
+            for (int64_t i = 0; i < kRows && !clamps; ++i) {
+              clamps =
+                  !within(out + i * columns, kPanel, room(t, r + i, t.group * l.panels + t.first_panel + p, first));
+            }
+          }
+          if (clamps) {
+            linear_block<Product, mode, kRows>(product, l, from, panel, depth, out, columns);
+          } else {
+            linear_block<Product, kWrap, kRows>(product, l, from, panel, depth, out, columns);
+          }
+        }
       }
     }
   }
@@ -262,8 +342,8 @@ void expanded(const Tile& t) {
   const Layer& l = *t.layer;
   auto* acc = static_cast<int32_t*>(t.acc);
   begin(t, acc, l.expanded_start, kPanel, l.expanded_panels);
-  alignas(64) static thread_local int32_t storage[kStep * kRow];
-  int32_t* const rows = storage;
+  static_assert(kStep * kRow * sizeof(int32_t) <= terms_bytes, "the terms of a block fit");
+  int32_t* const rows = t.terms;
   const auto* a = static_cast<const uint16_t*>(t.a);
   const int16_t* codes = l.weight_codes.data() + (t.group * l.expanded_panels + t.first_panel) * l.depth * kPanel;
   const vi limit = all(l.limit);
@@ -321,8 +401,8 @@ void shifted(const Tile& t) {
   const Layer& l = *t.layer;
   auto* acc = static_cast<int32_t*>(t.acc);
   begin(t, acc, l.expanded_start, kColumns, l.expanded_panels);
-  alignas(64) static thread_local int32_t storage[kStep * kRow];
-  int32_t* const rows = storage;
+  static_assert(kStep * kRow * sizeof(int32_t) <= terms_bytes, "the terms of a block fit");
+  int32_t* const rows = t.terms;
   const auto* a = static_cast<const uint32_t*>(t.a);
   const int64_t panel = t.group * l.expanded_panels + t.first_panel;
   const int16_t* codes = l.weight_codes.data() + panel * l.depth * kColumns;
@@ -366,135 +446,11 @@ void shifted(const Tile& t) {
   }
 }
 
-/* Whether any lane is not zero. */
-LNS_INLINE bool any(vi x) {
-#if defined(__AVX512F__)
-  return _mm512_test_epi32_mask((__m512i)x, (__m512i)x) != 0;
-#elif defined(__AVX2__)
-  return !_mm256_testz_si256((__m256i)x, (__m256i)x);
-#else
-  int32_t found = 0;
-  for (int i = 0; i < V; ++i) found |= x[i];
-  return found != 0;
-#endif
-}
-
-/* The same with bins: a row holds 16 · term + bin, one vector of columns a panel. */
-LNS_INLINE void expand_bins(const Tile& t, const int16_t* codes, int32_t* rows) {
-  const Layer& l = *t.layer;
-  const int32_t* stream[V];
-  vi sign;
-  for (int c = 0; c < V; ++c) {
-    const int code = codes[c];
-    stream[c] = l.term_stream.data() + (code ? (code < 0 ? -code : code) : l.zero_stream);
-    sign[c] = code < 0 ? -1 : 0;
-  }
-  for (int64_t c = t.least_code / V * V; c <= t.largest_code; c += V) {
-    vi m[V];
-#pragma GCC unroll 16
-    for (int i = 0; i < V; ++i) m[i] = *(const vi_anywhere*)(stream[i] + c);
-    transpose(m);
-#pragma GCC unroll 16
-    for (int i = 0; i < V; ++i) {
-      const vi bin = m[i] & 15, term = ((m[i] - bin) ^ sign) - sign;
-      *(vi*)(rows + (c + i) * V) = term | bin;
-      *(vi*)(rows + (expanded_codes + c + i) * V) = -term | bin;
-    }
-  }
-  *(vi*)rows = all(0);
-}
-
-template <int kBins>
-void expanded_bins_of(const Tile& t) {
-  constexpr int64_t kStep = expanded_bins_depth;
-  constexpr int64_t kRow = 2 * expanded_codes * V;
-  const Layer& l = *t.layer;
-  auto* acc = static_cast<int32_t*>(t.acc);
-  alignas(64) static thread_local int32_t storage[kStep * kRow];
-  int32_t* const rows = storage;
-  const auto* a = static_cast<const uint16_t*>(t.a);
-  const int64_t panel = t.group * l.expanded_panels + t.first_panel;
-  const int16_t* codes = l.weight_codes.data() + panel * l.depth * V;
-  std::memset(acc, 0, static_cast<size_t>(t.rows) * kBins * V * sizeof(int32_t));
-  if (!l.expanded_start.empty()) {
-    for (int64_t r = 0; r < t.rows; ++r) {
-      std::memcpy(acc + r * kBins * V, l.expanded_start.data() + panel * V, V * sizeof(int32_t));
-    }
-  }
-  const vi limit = all(l.limit);
-  /* by activation code: the largest term of any column */
-  const int32_t* heaviest[kStep];
-  for (int64_t first = 0; first < l.depth; first += kStep) {
-    const int64_t depth = l.depth - first < kStep ? l.depth - first : kStep;
-    for (int64_t k = 0; k < kStep; ++k) {
-      heaviest[k] = l.term_stream.data() + l.zero_stream;
-      if (k >= depth) {
-        std::memset(rows + k * kRow, 0, V * sizeof(int32_t));
-        continue;
-      }
-      const int16_t* column = codes + (first + k) * V;
-      expand_bins(t, column, rows + k * kRow);
-      int code = 0;
-      for (int c = 0; c < V; ++c) code = std::max(code, std::abs(int{column[c]}));
-      if (code) heaviest[k] = l.term_stream.data() + code;
-    }
-    const uint16_t* block = a + first * t.rows;
-    for (int64_t r = 0; r < t.rows; ++r) {
-      int32_t* out = acc + r * kBins * V;
-      vi sum[kBins];
-#pragma GCC unroll 16
-      for (int b = 0; b < kBins; ++b) sum[b] = *(vi*)(out + b * V);
-      const auto add_terms = [&](bool clamps) __attribute__((always_inline)) {
-        for (int64_t k = 0; k < kStep; ++k) {
-          const vi found = *(const vi*)((const char*)(rows + k * kRow) + block[r * kStep + k]);
-          const vi bin = found & 15, term = found >> 4;
-#pragma GCC unroll 16
-          for (int b = 0; b < kBins; ++b) {
-            sum[b] = add(sum[b], (vi)(bin == b) & term);
-            if (clamps) sum[b] = clamp(sum[b], limit);
-          }
-        }
-      };
-      /* where no sum of this block can leave the range, clamping changes nothing */
-      vi largest = all(0);
-      int64_t safe = l.limit;
-      if (l.saturate) {
-        for (int64_t k = 0; k < kStep; ++k) {
-          const int64_t code = block[r * kStep + k] / (V * sizeof(int32_t)) % expanded_codes;
-          safe -= l.term_peaks[heaviest[k] - l.term_stream.data() + code];
-        }
-#pragma GCC unroll 16
-        for (int b = 0; b < kBins; ++b) largest = most(largest, most(sum[b], -sum[b]));
-      }
-      if (l.saturate && (safe < 0 || any((vi)(largest > all(static_cast<int32_t>(safe)))))) {
-        add_terms(true);
-      } else {
-        add_terms(false);
-      }
-#pragma GCC unroll 16
-      for (int b = 0; b < kBins; ++b) *(vi*)(out + b * V) = sum[b];
-    }
-  }
-}
-
-void expanded_bins(const Tile& t) {
-  switch (t.layer->bins) {
-    case 2:
-      return expanded_bins_of<2>(t);
-    case 4:
-      return expanded_bins_of<4>(t);
-    case 8:
-      return expanded_bins_of<8>(t);
-    default:
-      return expanded_bins_of<16>(t);
-  }
-}
-
 /* Terms too large for 32 bits, summed in float64 as integers below 2^53. */
 LNS_INLINE vf truncated(vf x) {
-#if defined(__AVX512F__)
+#if defined(LNS_AVX512)
   return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
-#elif defined(__AVX2__)
+#elif defined(LNS_AVX2)
   return (vf)_mm256_round_ps((__m256)x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
 #else
   vf whole;
@@ -551,103 +507,132 @@ void fp32_wide(const Tile& t) {
   }
 }
 
-/* ---- linear accumulation: terms looked up ----------------------------------------------------------------- */
+/* Remainder bins (spec 4.1): the bins of one sum are the lanes of a vector. A table holds, for every code sum and sign,
+ * the vector that a product adds: its term in its bin, zeros elsewhere. So a product is one load and one addition
+ * however many bins there are, and clamping after it costs no more than for one. */
+template <int E>
+struct Lanes {
+  typedef int32_t Vector __attribute__((vector_size(E * 4), may_alias));
+  typedef uint32_t Unsigned __attribute__((vector_size(E * 4), may_alias));
+  typedef double Doubles __attribute__((vector_size(E * 8), may_alias));
+  static LNS_INLINE Vector all(int32_t x) { return x - Vector{}; }
+  static LNS_INLINE Vector add(Vector a, Vector b) { return (Vector)((Unsigned)a + (Unsigned)b); }
+  static LNS_INLINE Vector clamp(Vector x, Vector limit) {
+    x = x < limit ? x : limit;
+    return x > -limit ? x : -limit;
+  }
+};
 
-/* Packed codes: the sign in the top bit, and numbers whose sum indexes the table, so that a pair with a zero finds
- * a zero (see pack_codes). */
-void gather_terms(const Tile& t) {
-  constexpr int kRows = 2;
-  const Layer& l = *t.layer;
-  auto* acc = static_cast<int32_t*>(t.acc);
-  begin(t, acc, l.start32, kPanel, l.panels);
-  const int64_t columns = (t.last_panel - t.first_panel) * kPanel;
-  const auto* a = static_cast<const int32_t*>(t.a);
-  const int32_t* w = l.weight_ints.data() + (t.group * l.panels + t.first_panel) * l.depth * kPanel;
-  const int32_t* table = l.table.data();
-  const vi limit = all(l.limit), step_limit = all(l.step_limit), index_mask = all(INT32_MAX);
-  const int64_t lanes = l.saturate ? l.lanes : l.depth;
-  for (int64_t p = 0; p < t.last_panel - t.first_panel; ++p) {
-    const int32_t* panel = w + p * l.depth * kPanel;
-    for (int64_t r = 0; r < t.rows; r += kRows) {
-      vi sum[kRows][2];
-      int32_t* out = acc + r * columns + p * kPanel;
-      for (int i = 0; i < kRows; ++i) {
-        for (int j = 0; j < 2; ++j) sum[i][j] = *(const vi*)(out + i * columns + j * V);
+/* Some depth of one row and one panel, into sums that lie in memory. */
+template <int E, class Index, Mode mode, int kColumns>
+LNS_INLINE void bins_block(const Layer& l, const int64_t* row, const char* panel, int64_t start, int64_t end,
+                           int32_t* out) {
+  using Vector = typename Lanes<E>::Vector;
+  constexpr int64_t kRecord = 2 * bins_panel * sizeof(Index);
+  const char* const table = (const char*)l.table.data();
+  const Vector limit = Lanes<E>::all(l.limit), step_limit = Lanes<E>::all(l.step_limit);
+  Vector sum[kColumns], step[kColumns];
+#pragma GCC unroll 8
+  for (int c = 0; c < kColumns; ++c) sum[c] = *(const Vector*)(out + c * E);
+  const auto add_term = [&](int64_t k, Vector* to) __attribute__((always_inline)) {
+    /* see pack_bins: the low half says where in the table, the high one which record */
+    const int64_t packed = row[k];
+    const char* const from = table + static_cast<uint32_t>(packed);
+    const char* const record = panel + (((k + 1) * kRecord | kRecord / 2) & (packed >> 32));
+    /* several indices a load: loads are what there are most of */
+    constexpr int kOfLoad = 8 / sizeof(Index);
+#pragma GCC unroll 8
+    for (int first = 0; first < kColumns; first += kOfLoad) {
+      uint64_t indices;
+      std::memcpy(&indices, record + first * sizeof(Index), 8);
+#pragma GCC unroll 8
+      for (int c = first; c < first + kOfLoad; ++c) {
+        to[c] = Lanes<E>::add(to[c], *(const Vector*)(from + uint64_t{static_cast<Index>(indices)} * 8));
+        indices >>= 8 * sizeof(Index);
       }
-      for (int64_t first = 0; first < l.depth; first += lanes) {
-        const int64_t last = first + lanes < l.depth ? first + lanes : l.depth;
-        vi step[kRows][2] = {};
-        for (int64_t k = first; k < last; ++k) {
+    }
+  };
+  if (mode == kLanes) {
+    for (int64_t first = start; first < end; first += l.lanes) {
 #pragma GCC unroll 8
-          for (int i = 0; i < kRows; ++i) {
-            const vi x = all(a[(r + i) * l.depth + k]);
+      for (int c = 0; c < kColumns; ++c) step[c] = Lanes<E>::all(0);
+      for (int64_t k = first; k < std::min(first + l.lanes, end); ++k) add_term(k, step);
 #pragma GCC unroll 8
-            for (int j = 0; j < 2; ++j) {
-              const vi both = add(x, *(const vi*)(panel + k * kPanel + j * V));
-              const vi sign = both >> 31;
-              const vi term = gather(table, both & index_mask);
-              step[i][j] = add(step[i][j], (term ^ sign) - sign);
+      for (int c = 0; c < kColumns; ++c) {
+        sum[c] = Lanes<E>::clamp(Lanes<E>::add(sum[c], Lanes<E>::clamp(step[c], step_limit)), limit);
+      }
+    }
+  } else {
+    for (int64_t k = start; k < end; ++k) {
+      add_term(k, sum);
+      if (mode == kSaturate) {
+#pragma GCC unroll 8
+        for (int c = 0; c < kColumns; ++c) sum[c] = Lanes<E>::clamp(sum[c], limit);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int c = 0; c < kColumns; ++c) *(Vector*)(out + c * E) = sum[c];
+}
+
+template <int E, class Index, Mode mode>
+LNS_INLINE void bins_with(const Tile& t) {
+  /* vector steps hold a second set of sums */
+  constexpr int kColumns = mode == kLanes ? bins_panel / 2 : bins_panel;
+  constexpr int64_t kRecord = 2 * bins_panel * sizeof(Index);
+  const Layer& l = *t.layer;
+  const auto* a = static_cast<const int64_t*>(t.a);
+  auto* acc = static_cast<int32_t*>(t.acc);
+  const int64_t panels = t.last_panel - t.first_panel;
+  std::memset(acc, 0, static_cast<size_t>(t.rows * panels) * bins_panel * E * sizeof(int32_t));
+  const int64_t unit = l.bounded ? l.bound_depth : mode == kLanes ? l.lanes : kDepth;
+  const int64_t block = (kDepth + unit - 1) / unit * unit;
+  const int64_t piece = mode == kWrap || !l.bounded ? block : unit;
+  for (int64_t p = 0; p < panels; ++p) {
+    const int64_t at = t.group * l.panels + t.first_panel + p;
+    const char* const panel = (const char*)l.weight_records.data() + at * (l.depth + 1) * kRecord;
+    if (!l.start32.empty()) {
+      for (int64_t r = 0; r < t.rows; ++r) {
+        for (int c = 0; c < bins_panel; ++c) {
+          acc[((r * panels + p) * bins_panel + c) * E] = l.start32[static_cast<size_t>(at * bins_panel + c)];
+        }
+      }
+    }
+    for (int64_t start = 0; start < l.depth; start += block) {
+      const int64_t end = std::min(start + block, l.depth);
+      for (int64_t r = 0; r < t.rows; ++r) {
+        const int64_t* row = a + r * l.depth;
+        int32_t* const out = acc + (r * panels + p) * bins_panel * E;
+        for (int64_t first = start; first < end; first += piece) {
+          const int64_t last = std::min(first + piece, end);
+          if (mode == kWrap || (l.bounded && within(out, bins_panel * E, room(t, r, at, first)))) {
+            bins_block<E, Index, kWrap, bins_panel>(l, row, panel, first, last, out);
+          } else {
+            for (int c = 0; c < bins_panel; c += kColumns) {
+              bins_block<E, Index, mode, kColumns>(l, row, panel + c * sizeof(Index), first, last, out + c * E);
             }
           }
         }
-#pragma GCC unroll 8
-        for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 8
-          for (int j = 0; j < 2; ++j) {
-            sum[i][j] =
-                l.saturate ? clamp(add(sum[i][j], clamp(step[i][j], step_limit)), limit) : add(sum[i][j], step[i][j]);
-          }
-        }
-      }
-      for (int i = 0; i < kRows; ++i) {
-        for (int j = 0; j < 2; ++j) *(vi*)(out + i * columns + j * V) = sum[i][j];
       }
     }
   }
 }
 
-/* Terms with their bin in the low four bits; one vector of columns a panel, its bins in registers. */
-template <int kBins>
-void bins_of(const Tile& t) {
+template <int E, class Index>
+void bins_as(const Tile& t) {
   const Layer& l = *t.layer;
-  auto* acc = static_cast<int32_t*>(t.acc);
-  const int64_t panels = t.last_panel - t.first_panel;
-  const auto* a = static_cast<const int32_t*>(t.a);
-  const int32_t* w = l.weight_ints.data() + (t.group * l.panels + t.first_panel) * l.depth * V;
-  const int32_t* table = l.table.data();
-  const vi limit = all(l.limit), index_mask = all(INT32_MAX), bin_mask = all(15);
-  for (int64_t p = 0; p < panels; ++p) {
-    const int32_t* panel = w + p * l.depth * V;
-    for (int64_t r = 0; r < t.rows; ++r) {
-      vi sum[kBins] = {};
-      if (!l.start32.empty())
-        sum[0] = *(const vi_anywhere*)(l.start32.data() + (t.group * l.panels + t.first_panel + p) * V);
-      const int32_t* row = a + r * l.depth;
-      for (int64_t k = 0; k < l.depth; ++k) {
-        const vi both = add(all(row[k]), *(const vi*)(panel + k * V));
-        const vi sign = both >> 31;
-        const vi found = gather(table, both & index_mask);
-        const vi term = ((found >> 4) ^ sign) - sign;
-        const vi bin = found & bin_mask;
-#pragma GCC unroll 16
-        for (int b = 0; b < kBins; ++b) sum[b] = add(sum[b], (vi)(bin == b) & term);
-        if (l.saturate) {
-#pragma GCC unroll 16
-          for (int b = 0; b < kBins; ++b) sum[b] = clamp(sum[b], limit);
-        }
-      }
-      int32_t* out = acc + (r * panels + p) * kBins * V;
-      for (int b = 0; b < kBins; ++b) *(vi*)(out + b * V) = sum[b];
-    }
-  }
+  if (!l.saturate) return bins_with<E, Index, kWrap>(t);
+  if (l.step_limit < 0) return bins_with<E, Index, kSaturate>(t);
+  return bins_with<E, Index, kLanes>(t);
+}
+
+template <int E>
+void bins_of(const Tile& t) {
+  return t.layer->short_records ? bins_as<E, uint16_t>(t) : bins_as<E, uint32_t>(t);
 }
 
 void bins(const Tile& t) {
-  switch (t.layer->bins) {
-    case 1:
-      return bins_of<1>(t);
-    case 2:
-      return bins_of<2>(t);
+  switch (t.layer->bin_stride) {
     case 4:
       return bins_of<4>(t);
     case 8:
@@ -748,63 +733,167 @@ void log32_with(const Tile& t) {
 
 void log32(const Tile& t) { return t.layer->delta_shift ? log32_with<true>(t) : log32_with<false>(t); }
 
-/* Bytes: codes up to 127, Δ in registers. A zero is −128, so that its distance to any code has the top bit set, for
- * which no table has an entry. */
-#if defined(__AVX512VBMI__) || defined(__AVX2__)
+/* Narrow lanes, of bytes or of 16 bits, for codes of at most 7 or 15 bits. A lane holds a code less 128 or 32768, so
+ * that zero is the least integer there is, and saturating additions give it for every sum that is below code 1. */
+#if defined(LNS_AVX512) || defined(LNS_AVX2)
 
-#if defined(__AVX512VBMI__)
-using Mask = __mmask64;
-struct Bytes {
+#if defined(LNS_AVX512)
+template <class T>
+struct Narrow;
+
+template <>
+struct Narrow<int8_t> {
   using Vector = __m512i;
+  using Mask = __mmask64;
   static LNS_INLINE Vector all(int8_t x) { return _mm512_set1_epi8(x); }
-  static LNS_INLINE Vector load(const int8_t* x) { return _mm512_loadu_si512(x); }
-  static LNS_INLINE void store(int8_t* to, Vector x) { _mm512_storeu_si512(to, x); }
-  __m512i plus, minus, limit;
-  const __m512i zero = _mm512_set1_epi8(-128);
-  explicit Bytes(const Layer& l)
-      : plus(_mm512_loadu_si512(l.delta8[0])),
-        minus(_mm512_loadu_si512(l.delta8[1])),
-        limit(_mm512_set1_epi8(static_cast<char>(l.largest))) {}
-  LNS_INLINE void step(__m512i& code, __m512i& sign, __m512i a, __m512i a_sign, const int8_t* w,
-                       const int8_t* w_sign) const {
-    const __m512i sum = _mm512_min_epi8(_mm512_adds_epi8(a, _mm512_load_si512(w)), limit);
-    const __m512i entry = _mm512_mask_mov_epi8(zero, _mm512_cmpgt_epi8_mask(sum, _mm512_setzero_si512()), sum);
-    const __m512i entry_sign = _mm512_xor_si512(a_sign, _mm512_load_si512(w_sign));
-    const __m512i big = _mm512_max_epi8(code, entry);
-    const __m512i distance = _mm512_sub_epi8(big, _mm512_min_epi8(code, entry));
-    const Mask differ = _mm512_test_epi8_mask(_mm512_xor_si512(sign, entry_sign), _mm512_set1_epi8(-1));
-    const Mask within = _mm512_cmplt_epu8_mask(distance, _mm512_set1_epi8(64));
-    const __m512i delta = _mm512_mask_permutexvar_epi8(_mm512_maskz_permutexvar_epi8(within, distance, plus),
-                                                       within & differ, distance, minus);
-    const __m512i total = _mm512_min_epi8(_mm512_adds_epi8(big, delta), limit);
-    sign = _mm512_mask_mov_epi8(sign, _mm512_cmpgt_epi8_mask(entry, code), entry_sign);
-    code = _mm512_mask_mov_epi8(zero, _mm512_cmpgt_epi8_mask(total, _mm512_setzero_si512()), total);
+  static LNS_INLINE Vector adds(Vector a, Vector b) { return _mm512_adds_epi8(a, b); }
+  static LNS_INLINE Vector sub(Vector a, Vector b) { return _mm512_sub_epi8(a, b); }
+  static LNS_INLINE Vector most(Vector a, Vector b) { return _mm512_max_epi8(a, b); }
+  static LNS_INLINE Vector least(Vector a, Vector b) { return _mm512_min_epi8(a, b); }
+  static LNS_INLINE Mask above(Vector a, Vector b) { return _mm512_cmpgt_epi8_mask(a, b); }
+  static LNS_INLINE Mask negative(Vector a) { return _mm512_movepi8_mask(a); }
+  static LNS_INLINE Mask both(Mask m, Vector a) { return _mm512_mask_testn_epi8_mask(m, a, a); }
+  static LNS_INLINE Vector chosen(Mask m, Vector a, Vector b) { return _mm512_mask_mov_epi8(b, m, a); }
+  static LNS_INLINE Vector adds_where(Mask m, Vector a, Vector b) { return _mm512_mask_adds_epi8(a, m, a, b); }
+};
+
+template <>
+struct Narrow<int16_t> {
+  using Vector = __m512i;
+  using Mask = __mmask32;
+  static LNS_INLINE Vector all(int16_t x) { return _mm512_set1_epi16(x); }
+  static LNS_INLINE Vector adds(Vector a, Vector b) { return _mm512_adds_epi16(a, b); }
+  static LNS_INLINE Vector sub(Vector a, Vector b) { return _mm512_sub_epi16(a, b); }
+  static LNS_INLINE Vector most(Vector a, Vector b) { return _mm512_max_epi16(a, b); }
+  static LNS_INLINE Vector least(Vector a, Vector b) { return _mm512_min_epi16(a, b); }
+  static LNS_INLINE Mask above(Vector a, Vector b) { return _mm512_cmpgt_epi16_mask(a, b); }
+  static LNS_INLINE Mask negative(Vector a) { return _mm512_movepi16_mask(a); }
+  static LNS_INLINE Mask both(Mask m, Vector a) { return _mm512_mask_testn_epi16_mask(m, a, a); }
+  static LNS_INLINE Vector chosen(Mask m, Vector a, Vector b) { return _mm512_mask_mov_epi16(b, m, a); }
+  static LNS_INLINE Vector adds_where(Mask m, Vector a, Vector b) { return _mm512_mask_adds_epi16(a, m, a, b); }
+};
+
+template <class T>
+struct Memory : Narrow<T> {
+  using Vector = __m512i;
+  static LNS_INLINE Vector spread(int32_t x) { return _mm512_set1_epi32(x); }
+  static LNS_INLINE Vector load(const T* x) { return _mm512_loadu_si512(x); }
+  static LNS_INLINE void store(T* to, Vector x) { _mm512_storeu_si512(to, x); }
+  static LNS_INLINE Vector exclusive(Vector a, Vector b) { return _mm512_xor_si512(a, b); }
+};
+
+/* Δ by distance, for lanes whose signs agree or differ; what it is for the distance to a zero does not matter. */
+struct Bytes {
+  using Lane = int8_t;
+  __m512i plus, minus;
+  explicit Bytes(const Layer& l) : plus(_mm512_loadu_si512(l.delta8[0])), minus(_mm512_loadu_si512(l.delta8[1])) {}
+  LNS_INLINE __m512i operator()(__m512i distance, __mmask64 differ) const {
+    /* the last entry is zero */
+    const __m512i index = _mm512_min_epu8(distance, _mm512_set1_epi8(63));
+    return _mm512_mask_permutexvar_epi8(_mm512_permutexvar_epi8(index, plus), differ, index, minus);
+  }
+};
+
+/* By 16 bits, up to 32 steps in one register or 64 in two. */
+template <int kRegisters>
+struct Words {
+  using Lane = int16_t;
+  __m512i plus[kRegisters], minus[kRegisters], shift;
+  explicit Words(const Layer& l) : shift(_mm512_set1_epi16(static_cast<int16_t>(l.delta_shift))) {
+    for (int i = 0; i < kRegisters; ++i) {
+      plus[i] = _mm512_loadu_si512(l.delta16 + 32 * i);
+      minus[i] = _mm512_loadu_si512(l.delta16 + l.delta_size + 32 * i);
+    }
+  }
+  LNS_INLINE __m512i operator()(__m512i distance, __mmask32 differ) const {
+    const __m512i index = _mm512_min_epu16(_mm512_srlv_epi16(distance, shift), _mm512_set1_epi16(32 * kRegisters - 1));
+    if (kRegisters == 1) {
+      return _mm512_mask_permutexvar_epi16(_mm512_permutexvar_epi16(index, plus[0]), differ, index, minus[0]);
+    }
+    constexpr int last = kRegisters - 1;
+    return _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(plus[0], index, plus[last]), differ,
+                                 _mm512_permutex2var_epi16(minus[0], index, minus[last]));
+  }
+};
+
+/* Any number of steps, in memory. */
+struct LookedUp {
+  using Lane = int16_t;
+  const int16_t* table;
+  __m512i shift, end, size;
+  explicit LookedUp(const Layer& l)
+      : table(l.delta16),
+        shift(_mm512_set1_epi16(static_cast<int16_t>(l.delta_shift))),
+        end(_mm512_set1_epi16(static_cast<int16_t>(l.delta_size - 1))),
+        size(_mm512_set1_epi16(static_cast<int16_t>(l.delta_size))) {}
+  LNS_INLINE __m512i operator()(__m512i distance, __mmask32 differ) const {
+    __m512i index = _mm512_min_epu16(_mm512_srlv_epi16(distance, shift), end);
+    index = _mm512_mask_add_epi16(index, differ, index, size);
+    const __m512i even = _mm512_and_si512(index, _mm512_set1_epi32(0xffff)), odd = _mm512_srli_epi32(index, 16);
+    /* 32 bits from an entry on for the even lanes, and up to it for the odd ones */
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_i32gather_epi32(even, table, 2),
+                                   _mm512_i32gather_epi32(odd, table - 1, 2));
   }
 };
 #else
-template <int kSegments>
-struct Bytes {
+template <class T>
+struct Narrow;
+
+template <>
+struct Narrow<int8_t> {
   using Vector = __m256i;
   static LNS_INLINE Vector all(int8_t x) { return _mm256_set1_epi8(x); }
-  static LNS_INLINE Vector load(const int8_t* x) { return _mm256_loadu_si256((const __m256i*)x); }
-  static LNS_INLINE void store(int8_t* to, Vector x) { _mm256_storeu_si256((__m256i*)to, x); }
-  __m256i plus[kSegments], minus[kSegments], limit;
-  explicit Bytes(const Layer& l) : limit(_mm256_set1_epi8(static_cast<char>(l.largest))) {
+  static LNS_INLINE Vector adds(Vector a, Vector b) { return _mm256_adds_epi8(a, b); }
+  static LNS_INLINE Vector sub(Vector a, Vector b) { return _mm256_sub_epi8(a, b); }
+  static LNS_INLINE Vector most(Vector a, Vector b) { return _mm256_max_epi8(a, b); }
+  static LNS_INLINE Vector least(Vector a, Vector b) { return _mm256_min_epi8(a, b); }
+  static LNS_INLINE Vector above(Vector a, Vector b) { return _mm256_cmpgt_epi8(a, b); }
+  static LNS_INLINE Vector equal(Vector a, Vector b) { return _mm256_cmpeq_epi8(a, b); }
+};
+
+template <>
+struct Narrow<int16_t> {
+  using Vector = __m256i;
+  static LNS_INLINE Vector all(int16_t x) { return _mm256_set1_epi16(x); }
+  static LNS_INLINE Vector adds(Vector a, Vector b) { return _mm256_adds_epi16(a, b); }
+  static LNS_INLINE Vector sub(Vector a, Vector b) { return _mm256_sub_epi16(a, b); }
+  static LNS_INLINE Vector most(Vector a, Vector b) { return _mm256_max_epi16(a, b); }
+  static LNS_INLINE Vector least(Vector a, Vector b) { return _mm256_min_epi16(a, b); }
+  static LNS_INLINE Vector above(Vector a, Vector b) { return _mm256_cmpgt_epi16(a, b); }
+  static LNS_INLINE Vector equal(Vector a, Vector b) { return _mm256_cmpeq_epi16(a, b); }
+};
+
+/* Masks are vectors here. */
+template <class T>
+struct Memory : Narrow<T> {
+  using Vector = __m256i;
+  using Mask = __m256i;
+  using Base = Narrow<T>;
+  static LNS_INLINE Vector spread(int32_t x) { return _mm256_set1_epi32(x); }
+  static LNS_INLINE Vector load(const T* x) { return _mm256_loadu_si256((const __m256i*)x); }
+  static LNS_INLINE void store(T* to, Vector x) { _mm256_storeu_si256((__m256i*)to, x); }
+  static LNS_INLINE Vector exclusive(Vector a, Vector b) { return _mm256_xor_si256(a, b); }
+  static LNS_INLINE Mask negative(Vector a) { return a; }
+  static LNS_INLINE Mask both(Mask m, Vector a) { return _mm256_and_si256(m, Base::equal(a, _mm256_setzero_si256())); }
+  static LNS_INLINE Vector chosen(Mask m, Vector a, Vector b) { return _mm256_blendv_epi8(b, a, m); }
+  static LNS_INLINE Vector adds_where(Mask m, Vector a, Vector b) { return Base::adds(a, _mm256_and_si256(m, b)); }
+};
+
+/* Δ by distance, for lanes whose signs agree or differ; what it is for the distance to a zero does not matter. Sixteen
+ * entries to a segment. */
+template <int kSegments>
+struct Bytes {
+  using Lane = int8_t;
+  __m256i plus[kSegments], minus[kSegments];
+  explicit Bytes(const Layer& l) {
     for (int s = 0; s < kSegments; ++s) {
       plus[s] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)(l.delta8[0] + 16 * s)));
       minus[s] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)(l.delta8[1] + 16 * s)));
     }
   }
-  LNS_INLINE void step(__m256i& code, __m256i& sign, __m256i a, __m256i a_sign, const int8_t* w,
-                       const int8_t* w_sign) const {
-    const __m256i none = _mm256_setzero_si256(), zero = _mm256_set1_epi8(-128);
-    const __m256i sum = _mm256_min_epi8(_mm256_adds_epi8(a, _mm256_load_si256((const __m256i*)w)), limit);
-    const __m256i entry = _mm256_blendv_epi8(zero, sum, _mm256_cmpgt_epi8(sum, none));
-    const __m256i entry_sign = _mm256_xor_si256(a_sign, _mm256_load_si256((const __m256i*)w_sign));
-    const __m256i big = _mm256_max_epi8(code, entry);
-    const __m256i distance = _mm256_sub_epi8(big, _mm256_min_epi8(code, entry));
+  LNS_INLINE __m256i operator()(__m256i distance, __m256i differ) const {
     /* the top bit of an index makes pshufb give zero: it is set outside of the segment */
-    __m256i same = none, other = none;
+    __m256i same = _mm256_setzero_si256(), other = same;
 #pragma GCC unroll 4
     for (int s = 0; s < kSegments; ++s) {
       const __m256i index = _mm256_adds_epu8(_mm256_sub_epi8(distance, _mm256_set1_epi8(static_cast<char>(16 * s))),
@@ -812,241 +901,348 @@ struct Bytes {
       same = _mm256_or_si256(same, _mm256_shuffle_epi8(plus[s], index));
       other = _mm256_or_si256(other, _mm256_shuffle_epi8(minus[s], index));
     }
-    const __m256i delta = _mm256_blendv_epi8(same, other, _mm256_xor_si256(sign, entry_sign));
-    const __m256i total = _mm256_min_epi8(_mm256_adds_epi8(big, delta), limit);
-    sign = _mm256_blendv_epi8(sign, entry_sign, _mm256_cmpgt_epi8(entry, code));
-    code = _mm256_blendv_epi8(zero, total, _mm256_cmpgt_epi8(total, none));
+    return _mm256_blendv_epi8(same, other, differ);
   }
 };
-#endif
 
-template <class Step>
-void log8_with(const Tile& t, const Step& step) {
-  const Layer& l = *t.layer;
-  auto* acc = static_cast<int8_t*>(t.acc);
-  const int64_t panels = t.last_panel - t.first_panel;
-  const auto* a = static_cast<const int8_t*>(t.a);
-  for (int64_t p = 0; p < panels; ++p) {
-    const int64_t at = t.group * l.panels + t.first_panel + p;
-    const int8_t* w = l.weight_bytes.data() + at * l.depth * kBytes;
-    const int8_t* w_sign = l.weight_signs.data() + at * l.depth * kBytes;
-    int8_t start[2][kBytes];
-    for (int c = 0; c < kBytes; ++c) {
-      const int32_t code = l.start_code.empty() ? no_code : l.start_code[static_cast<size_t>(at * kBytes + c)];
-      start[0][c] = static_cast<int8_t>(code == no_code ? INT8_MIN : code);
-      start[1][c] = static_cast<int8_t>(l.start_code.empty() ? 0 : l.start_minus[static_cast<size_t>(at * kBytes + c)]);
-    }
-    for (int64_t r = 0; r < t.rows; r += kChains) {
-      typename Step::Vector code[kChains], sign[kChains];
-      const int8_t* row[kChains];
-#pragma GCC unroll 4
-      for (int i = 0; i < kChains; ++i) {
-        code[i] = Step::load(start[0]);
-        sign[i] = Step::load(start[1]);
-        row[i] = a + (r + i) * l.depth * 2;
-      }
-      for (int64_t k = 0; k < l.depth; ++k) {
-#pragma GCC unroll 4
-        for (int i = 0; i < kChains; ++i) {
-          step.step(code[i], sign[i], Step::all(row[i][2 * k]), Step::all(row[i][2 * k + 1]), w + k * kBytes,
-                    w_sign + k * kBytes);
-        }
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < kChains; ++i) {
-        int8_t* out = acc + ((r + i) * panels + p) * 2 * kBytes;
-        Step::store(out, code[i]);
-        Step::store(out + kBytes, sign[i]);
-      }
-    }
-  }
-}
-
-void log8(const Tile& t) {
-#if defined(__AVX512VBMI__)
-  log8_with(t, Bytes(*t.layer));
-#else
-  switch ((t.layer->delta_size + 15) / 16) {
-    case 0:
-    case 1:
-      return log8_with(t, Bytes<1>(*t.layer));
-    case 2:
-      return log8_with(t, Bytes<2>(*t.layer));
-    case 3:
-      return log8_with(t, Bytes<3>(*t.layer));
-    default:
-      return log8_with(t, Bytes<4>(*t.layer));
-  }
-#endif
-}
-constexpr bool kHasLog8 = true;
-
-/* 16-bit lanes: codes up to 32767, at most 64 steps of Δ, in registers. A zero is −32768. */
-#if defined(__AVX512BW__) || defined(__AVX2__)
-/* Δ where two codes can be that far apart. Further lie only the distances to a zero, where a long table would still
- * have entries. */
-struct Reachable {
-  int16_t delta[2][64];
-  explicit Reachable(const Layer& l) {
-    for (int i = 0; i < 64; ++i) {
-      const bool reached = (i << l.delta_shift) <= INT16_MAX;
-      for (int j = 0; j < 2; ++j) delta[j][i] = reached ? l.delta16[j][i] : int16_t{0};
-    }
-  }
-};
-#endif
-
-#if defined(__AVX512BW__)
-struct Words {
-  using Vector = __m512i;
-  __m512i plus[2], minus[2], largest;
-  __m128i shift;
-  explicit Words(const Layer& l)
-      : largest(_mm512_set1_epi16(static_cast<int16_t>(l.largest))), shift(_mm_cvtsi32_si128(l.delta_shift)) {
-    const Reachable table(l);
-    for (int i = 0; i < 2; ++i) {
-      plus[i] = _mm512_loadu_si512(table.delta[0] + 32 * i);
-      minus[i] = _mm512_loadu_si512(table.delta[1] + 32 * i);
-    }
-  }
-  static LNS_INLINE Vector all(int16_t x) { return _mm512_set1_epi16(x); }
-  static LNS_INLINE Vector load(const int16_t* x) { return _mm512_loadu_si512(x); }
-  static LNS_INLINE void store(int16_t* to, Vector x) { _mm512_storeu_si512(to, x); }
-  LNS_INLINE void step(Vector& code, Vector& sign, Vector a, Vector a_sign, const int16_t* w) const {
-    const Vector zero = all(INT16_MIN), none = _mm512_setzero_si512();
-    const Vector sum = _mm512_min_epi16(_mm512_adds_epi16(a, load(w)), largest);
-    const Vector entry = _mm512_mask_mov_epi16(zero, _mm512_cmpgt_epi16_mask(sum, none), sum);
-    const Vector entry_sign = _mm512_xor_si512(a_sign, load(w + 32));
-    const Vector big = _mm512_max_epi16(code, entry);
-    const Vector distance = _mm512_sub_epi16(big, _mm512_min_epi16(code, entry));
-    const __mmask32 differ = _mm512_movepi16_mask(_mm512_xor_si512(sign, entry_sign));
-    const Vector index = _mm512_srl_epi16(distance, shift);
-    const __mmask32 within = _mm512_cmplt_epu16_mask(index, all(64));
-    const Vector same = _mm512_maskz_permutex2var_epi16(within, plus[0], index, plus[1]);
-    const Vector other = _mm512_maskz_permutex2var_epi16(within, minus[0], index, minus[1]);
-    const Vector delta = _mm512_mask_mov_epi16(same, differ, other);
-    const Vector total = _mm512_min_epi16(_mm512_adds_epi16(big, delta), largest);
-    const __mmask32 cancel = _mm512_mask_testn_epi16_mask(differ, distance, distance);
-    sign = _mm512_mask_mov_epi16(sign, _mm512_cmpgt_epi16_mask(entry, code), entry_sign);
-    code = _mm512_mask_mov_epi16(zero, _mm512_cmpgt_epi16_mask(total, none) & ~cancel, total);
-  }
-};
-#else
 template <int kSegments>
 struct Words {
-  using Vector = __m256i;
-  __m256i plus[kSegments][2], minus[kSegments][2], largest; /* low and high bytes of 16 entries */
+  using Lane = int16_t;
+  __m256i plus[kSegments][2], minus[kSegments][2]; /* low and high bytes */
   __m128i shift;
-  explicit Words(const Layer& l)
-      : largest(_mm256_set1_epi16(static_cast<int16_t>(l.largest))), shift(_mm_cvtsi32_si128(l.delta_shift)) {
-    const Reachable table(l);
+  explicit Words(const Layer& l) : shift(_mm_cvtsi32_si128(l.delta_shift)) {
     for (int s = 0; s < kSegments; ++s) {
       for (int high = 0; high < 2; ++high) {
         alignas(16) int8_t bytes[2][16];
         for (int i = 0; i < 16; ++i) {
-          for (int j = 0; j < 2; ++j) bytes[j][i] = static_cast<int8_t>(table.delta[j][16 * s + i] >> (8 * high));
+          for (int j = 0; j < 2; ++j) {
+            bytes[j][i] = static_cast<int8_t>(l.delta16[j * l.delta_size + 16 * s + i] >> (8 * high));
+          }
         }
         plus[s][high] = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)bytes[0]));
         minus[s][high] = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)bytes[1]));
       }
     }
   }
-  static LNS_INLINE Vector all(int16_t x) { return _mm256_set1_epi16(x); }
-  static LNS_INLINE Vector load(const int16_t* x) { return _mm256_loadu_si256((const __m256i*)x); }
-  static LNS_INLINE void store(int16_t* to, Vector x) { _mm256_storeu_si256((__m256i*)to, x); }
-  LNS_INLINE void step(Vector& code, Vector& sign, Vector a, Vector a_sign, const int16_t* w) const {
-    const Vector zero = all(INT16_MIN), none = _mm256_setzero_si256();
-    const Vector sum = _mm256_min_epi16(_mm256_adds_epi16(a, load(w)), largest);
-    const Vector entry = _mm256_blendv_epi8(zero, sum, _mm256_cmpgt_epi16(sum, none));
-    const Vector entry_sign = _mm256_xor_si256(a_sign, load(w + 16));
-    const Vector big = _mm256_max_epi16(code, entry);
-    const Vector distance = _mm256_sub_epi16(big, _mm256_min_epi16(code, entry));
-    const Vector differ = _mm256_xor_si256(sign, entry_sign);
+  LNS_INLINE __m256i operator()(__m256i distance, __m256i differ) const {
+    const auto all = [](int16_t x) { return _mm256_set1_epi16(x); };
     /* the index in the low byte; the high one has the top bit, for which pshufb gives zero */
-    const Vector index = _mm256_or_si256(_mm256_min_epu16(_mm256_srl_epi16(distance, shift), all(127)), all(-32768));
-    Vector same = none, other = none;
+    const __m256i index = _mm256_or_si256(_mm256_min_epu16(_mm256_srl_epi16(distance, shift), all(127)), all(-32768));
+    __m256i same = _mm256_setzero_si256(), other = same;
 #pragma GCC unroll 4
     for (int s = 0; s < kSegments; ++s) {
-      const Vector low = _mm256_adds_epu8(_mm256_sub_epi8(index, all(static_cast<int16_t>(16 * s))), all(112));
-      const Vector high = _mm256_or_si256(_mm256_slli_epi16(low, 8), all(128));
+      const __m256i low = _mm256_adds_epu8(_mm256_sub_epi8(index, all(static_cast<int16_t>(16 * s))), all(112));
+      const __m256i high = _mm256_or_si256(_mm256_slli_epi16(low, 8), all(128));
       same = _mm256_or_si256(
           same, _mm256_or_si256(_mm256_shuffle_epi8(plus[s][0], low), _mm256_shuffle_epi8(plus[s][1], high)));
       other = _mm256_or_si256(
           other, _mm256_or_si256(_mm256_shuffle_epi8(minus[s][0], low), _mm256_shuffle_epi8(minus[s][1], high)));
     }
-    const Vector total = _mm256_min_epi16(_mm256_adds_epi16(big, _mm256_blendv_epi8(same, other, differ)), largest);
-    const Vector cancel = _mm256_and_si256(_mm256_cmpeq_epi16(distance, none), differ);
-    sign = _mm256_blendv_epi8(sign, entry_sign, _mm256_cmpgt_epi16(entry, code));
-    code = _mm256_blendv_epi8(zero, total, _mm256_andnot_si256(cancel, _mm256_cmpgt_epi16(total, none)));
+    return _mm256_blendv_epi8(same, other, differ);
+  }
+};
+
+/* Any number of steps, in memory. */
+struct LookedUp {
+  using Lane = int16_t;
+  const int16_t* table;
+  __m128i shift;
+  __m256i end, size;
+  explicit LookedUp(const Layer& l)
+      : table(l.delta16),
+        shift(_mm_cvtsi32_si128(l.delta_shift)),
+        end(_mm256_set1_epi16(static_cast<int16_t>(l.delta_size - 1))),
+        size(_mm256_set1_epi16(static_cast<int16_t>(l.delta_size))) {}
+  LNS_INLINE __m256i operator()(__m256i distance, __m256i differ) const {
+    __m256i index = _mm256_min_epu16(_mm256_srl_epi16(distance, shift), end);
+    index = _mm256_add_epi16(index, _mm256_and_si256(differ, size));
+    const __m256i even = _mm256_and_si256(index, _mm256_set1_epi32(0xffff)), odd = _mm256_srli_epi32(index, 16);
+    /* 32 bits from an entry on for the even lanes, and up to it for the odd ones */
+    return _mm256_blend_epi16(_mm256_i32gather_epi32((const int*)table, even, 2),
+                              _mm256_i32gather_epi32((const int*)(table - 1), odd, 2), 0xaa);
   }
 };
 #endif
 
-template <class Step>
-void log16_with(const Tile& t, const Step& step) {
-  constexpr int kLanes16 = kBytes / 2;
+/* kStepped: entry 0 of Δ⁻ stands for several distances, of which 0 alone cancels; else it is below all codes. */
+template <class Delta, bool kStepped>
+LNS_INLINE void narrow_with(const Tile& t, const Delta& delta_of) {
+  using T = typename Delta::Lane;
+  using M = Memory<T>;
+  using Vector = typename M::Vector;
+  constexpr int kLanes = kBytes / sizeof(T);
+  constexpr int64_t kRecord = 3 * kLanes;
+  constexpr int kBias = sizeof(T) == 1 ? 128 : 32768;
   const Layer& l = *t.layer;
-  auto* acc = static_cast<int16_t*>(t.acc);
+  auto* acc = static_cast<T*>(t.acc);
   const int64_t panels = t.last_panel - t.first_panel;
-  const auto* a = static_cast<const int16_t*>(t.a);
+  const auto* a = static_cast<const int32_t*>(t.a);
+  const Vector zero = M::all(static_cast<T>(-kBias)), limit = M::all(static_cast<T>(l.largest - kBias));
   for (int64_t p = 0; p < panels; ++p) {
     const int64_t at = t.group * l.panels + t.first_panel + p;
-    const int16_t* w = l.weight_shorts.data() + at * l.depth * 2 * kLanes16;
-    int16_t start[2][kLanes16];
-    for (int c = 0; c < kLanes16; ++c) {
-      const int32_t code = l.start_code.empty() ? no_code : l.start_code[static_cast<size_t>(at * kLanes16 + c)];
-      start[0][c] = static_cast<int16_t>(code == no_code ? INT16_MIN : code);
-      start[1][c] =
-          static_cast<int16_t>(l.start_code.empty() ? 0 : l.start_minus[static_cast<size_t>(at * kLanes16 + c)]);
+    const auto* const panel = (const T*)l.weight_lanes.data() + at * (l.depth + 1) * kRecord;
+    T start[2][kLanes];
+    for (int c = 0; c < kLanes; ++c) {
+      const auto i = static_cast<size_t>(at * kLanes + c);
+      const int32_t code = l.start_code.empty() ? no_code : l.start_code[i];
+      start[0][c] = static_cast<T>((code == no_code ? 0 : code) - kBias);
+      start[1][c] = static_cast<T>(l.start_code.empty() ? 0 : l.start_minus[i]);
     }
     for (int64_t r = 0; r < t.rows; r += kChains) {
-      typename Step::Vector code[kChains], sign[kChains];
-      const int16_t* row[kChains];
+      Vector code[kChains], sign[kChains];
+      const int32_t* row[kChains];
 #pragma GCC unroll 4
       for (int i = 0; i < kChains; ++i) {
-        code[i] = Step::load(start[0]);
-        sign[i] = Step::load(start[1]);
+        code[i] = M::load(start[0]);
+        sign[i] = M::load(start[1]);
         row[i] = a + (r + i) * l.depth * 2;
       }
       for (int64_t k = 0; k < l.depth; ++k) {
 #pragma GCC unroll 4
         for (int i = 0; i < kChains; ++i) {
-          step.step(code[i], sign[i], Step::all(row[i][2 * k]), Step::all(row[i][2 * k + 1]), w + k * 2 * kLanes16);
+          /* see pack_narrow */
+          const int64_t kept = row[i][2 * k + 1];
+          const T* const record = panel + ((k + 1) * kRecord & (kept >> 1));
+          const Vector entry = M::least(M::adds(M::spread(row[i][2 * k]), M::load(record)), limit);
+          const Vector entry_sign = M::load(record + kLanes + (kept & 1) * kLanes);
+          const Vector big = M::most(code[i], entry), small = M::least(code[i], entry);
+          const Vector distance = M::sub(big, small);
+          const auto differ = M::negative(M::exclusive(sign[i], entry_sign));
+          sign[i] = M::chosen(M::above(entry, code[i]), entry_sign, sign[i]);
+          code[i] = M::least(M::adds_where(M::above(small, zero), big, delta_of(distance, differ)), limit);
+          if (kStepped) code[i] = M::chosen(M::both(differ, distance), zero, code[i]);
         }
       }
 #pragma GCC unroll 4
       for (int i = 0; i < kChains; ++i) {
-        int16_t* out = acc + ((r + i) * panels + p) * 2 * kLanes16;
-        Step::store(out, code[i]);
-        Step::store(out + kLanes16, sign[i]);
+        T* out = acc + ((r + i) * panels + p) * 2 * kLanes;
+        M::store(out, M::exclusive(code[i], zero));
+        M::store(out + kLanes, sign[i]);
       }
     }
   }
 }
 
-void log16(const Tile& t) {
-#if defined(__AVX512BW__)
-  log16_with(t, Words(*t.layer));
+template <class Delta>
+void narrow(const Tile& t) {
+  const Delta delta_of(*t.layer);
+  return t.layer->delta_shift ? narrow_with<Delta, true>(t, delta_of) : narrow_with<Delta, false>(t, delta_of);
+}
+
+void log8(const Tile& t) {
+#if defined(LNS_AVX512)
+  return narrow_with<Bytes, false>(t, Bytes(*t.layer));
 #else
-  switch ((t.layer->delta_size + 15) / 16) {
+  switch ((t.layer->delta_used + 15) / 16) {
     case 0:
     case 1:
-      return log16_with(t, Words<1>(*t.layer));
+      return narrow_with<Bytes<1>, false>(t, Bytes<1>(*t.layer));
     case 2:
-      return log16_with(t, Words<2>(*t.layer));
+      return narrow_with<Bytes<2>, false>(t, Bytes<2>(*t.layer));
+    case 3:
+      return narrow_with<Bytes<3>, false>(t, Bytes<3>(*t.layer));
     default:
-      return log16_with(t, Words<4>(*t.layer));
+      return narrow_with<Bytes<4>, false>(t, Bytes<4>(*t.layer));
   }
 #endif
 }
-constexpr bool kHasLog16 = true;
+
+void log16(const Tile& t) {
+#if defined(LNS_AVX512)
+  return t.layer->delta_used <= 32 ? narrow<Words<1>>(t) : narrow<Words<2>>(t);
+#else
+  switch ((t.layer->delta_used + 15) / 16) {
+    case 0:
+    case 1:
+      return narrow<Words<1>>(t);
+    case 2:
+      return narrow<Words<2>>(t);
+    default:
+      return narrow<Words<4>>(t);
+  }
+#endif
+}
+
+void log16_gather(const Tile& t) { return narrow<LookedUp>(t); }
+
+constexpr bool kHasLog8 = true, kHasLog16 = true;
 #else
 void log8(const Tile&) {}
 void log16(const Tile&) {}
+void log16_gather(const Tile&) {}
 constexpr bool kHasLog8 = false, kHasLog16 = false;
 #endif
 
-#if defined(__AVX512F__)
+/* ---- words ------------------------------------------------------------------------------------------------- */
+
+/* What Output::word does with one code, for a vector of them (spec 2.4). */
+struct Encoded {
+  const vi most, least_word, sign;
+  const bool is_signed;
+  vi saturated = {}, saturated_negative = {}, flushed = {}; /* counts, as negative numbers */
+  explicit Encoded(const Output& o)
+      : most(all(static_cast<int32_t>(o.max_code))),
+        least_word(all(static_cast<int32_t>(o.least))),
+        sign(all(static_cast<int32_t>(o.sign_bit))),
+        is_signed(o.sign_bit != 0) {}
+  LNS_INLINE vi operator()(vi code, vi minus, vi zero) {
+    if (!is_signed) zero |= minus;
+    const vi above = (vi)(code > most) & ~zero, below = (vi)(code < 1) & ~zero;
+    saturated += above;
+    saturated_negative += above & minus;
+    flushed += below;
+    const vi word = (zero | below) ? least_word : least(code, most);
+    return word | ((vi)(word != 0) & minus & ~zero & sign);
+  }
+  static int64_t sum(vi x) {
+    int64_t found = 0;
+    for (int i = 0; i < V; ++i) found -= x[i];
+    return found;
+  }
+  void count(lns_counts& counts) const {
+    counts.saturated += sum(saturated);
+    counts.saturated_negative += sum(saturated_negative);
+    counts.flushed += sum(flushed);
+  }
+};
+
+/* RawCode for a vector of magnitudes below 2^32; anything for zero. */
+struct Raw {
+  const int32_t *start, *thresholds;
+  const int shift, steps;
+  const vi origin;
+  explicit Raw(const RawCode& r)
+      : start(r.start.data()),
+        thresholds(r.thresholds32.data()),
+        shift(23 - r.bits),
+        steps(r.steps),
+        origin(all(127 << r.bits)) {}
+  LNS_INLINE vi operator()(vi magnitude) const {
+    /* a float32 has leading one and following bits in this order; 24 bits convert without rounding */
+    const vi cut = (vi)((vu)magnitude >> 24) != 0 ? magnitude & ~0xff : magnitude;
+    const vi bits = (vi) __builtin_convertvector(cut, vf) & INT32_MAX;
+    const vi slot = most((bits >> shift) - origin, all(0));
+    const vi compared = magnitude ^ all(INT32_MIN);
+    vi k = gather(start, slot);
+    for (int i = 0; i < steps; ++i) k -= (vi)(gather(thresholds, k) <= compared);
+    return k;
+  }
+};
+
+/* vector(row, column) gives code, sign and zero of V columns; its columns are whole panels, so none is missing. */
+template <class Make>
+LNS_INLINE void words_of(const Layer& l, int64_t rows, int64_t columns, int64_t channel, int32_t* words,
+                         lns_counts& counts, Make make) {
+  Encoded encoded(l.output);
+  vi lane;
+  for (int i = 0; i < V; ++i) lane[i] = i;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; c += V) {
+      const vi shift = *(const vi_anywhere*)(l.code_shift32.data() + channel + c);
+      vi code, minus, zero;
+      make(r, c, code, minus, zero);
+      zero |= (vi)(lane >= all(static_cast<int32_t>(columns - c)));
+      *(vi*)(words + r * row_words + c) = encoded(code + shift, minus, zero);
+    }
+  }
+  encoded.count(counts);
+}
+
+template <class T>
+LNS_INLINE vi widened(const T* from) {
+  vi x;
+#pragma GCC unroll 16
+  for (int i = 0; i < V; ++i) x[i] = from[i];
+  return x;
+}
+
+/* A sum's bins, each times its constant: an integer below 2^53 (see pack_bins), so in doubles, which multiply side by
+ * side. */
+template <int E>
+LNS_INLINE int64_t combined(const Layer& l, const int32_t* bins) {
+  /* wrapped bins are fitted to their width here */
+  const int unused = l.saturate ? 0 : 32 - l.acc_bits;
+  using Lane = Lanes<E>;
+  const auto fitted = (typename Lane::Vector)((*(const typename Lane::Unsigned*)bins) << unused) >> unused;
+  const auto products =
+      __builtin_convertvector(fitted, typename Lane::Doubles) * *(const typename Lane::Doubles*)l.bin_constants;
+  double sum = 0;
+#pragma GCC unroll 16
+  for (int b = 0; b < E; ++b) sum += products[b];
+  return static_cast<int64_t>(sum);
+}
+
+void words(const Tile& t, int64_t row, int64_t rows, int64_t column, int64_t columns, int32_t* words,
+           lns_counts& counts) {
+  const Layer& l = *t.layer;
+  const int64_t panels = t.last_panel - t.first_panel, width = t.panel, row_size = panels * width;
+  const int64_t channel = t.group * l.columns + t.first_panel * width + column;
+  const auto sums_of = [&](const int32_t* from, auto split) __attribute__((always_inline)) {
+    words_of(l, rows, columns, channel, words, counts,
+             [&](int64_t r, int64_t c, vi& code, vi& minus, vi& zero)
+                 __attribute__((always_inline)) { split(from + r * row_size + c, code, minus, zero); });
+  };
+  const auto logs_of = [&](auto* acc) __attribute__((always_inline)) {
+    const int guard = l.guard_bits;
+    const vi half = all((1 << guard) >> 1);
+    words_of(l, rows, columns, channel, words, counts,
+             [&](int64_t r, int64_t c, vi& code, vi& minus, vi& zero) __attribute__((always_inline)) {
+               const int64_t at = column + c;
+               const auto* from = acc + ((row + r) * panels + at / width) * 2 * width + at % width;
+               const vi sum = widened(from);
+               zero = (vi)(sum < 1);
+               minus = (vi)(widened(from + width) != 0) & ~zero;
+               code = (sum + half) >> guard;
+             });
+  };
+  switch (l.kind) {
+    case Kind::fp32:
+    case Kind::mitchell:
+    case Kind::gather: {
+      const Raw raw(l.raw);
+      const int unused = l.saturate ? 0 : 32 - l.acc_bits;
+      sums_of(static_cast<const int32_t*>(t.acc) + row * row_size + column,
+              [&](const int32_t* from, vi& code, vi& minus, vi& zero) __attribute__((always_inline)) {
+                const vi sum = (vi)((vu)(*(const vi*)from) << unused) >> unused;
+                minus = sum >> 31;
+                zero = (vi)(sum == 0);
+                code = raw((vi)((vu)(sum ^ minus) - (vu)minus));
+              });
+      return;
+    }
+    case Kind::bins: {
+      const auto* acc = static_cast<const int32_t*>(t.acc);
+      words_of(l, rows, columns, channel, words, counts,
+               [&](int64_t r, int64_t c, vi& code, vi& minus, vi& zero) __attribute__((always_inline)) {
+                 alignas(64) int32_t codes[V], signs[V];
+                 for (int i = 0; i < V; ++i) {
+                   codes[i] = signs[i] = 0;
+                   /* vectors may be wider than what is left of a panel of bins */
+                   if (c + i >= columns) continue;
+                   const int32_t* bins = acc + ((row + r) * row_size + column + c + i) * l.bin_stride;
+                   const int64_t sum = l.bin_stride == 4   ? combined<4>(l, bins)
+                                       : l.bin_stride == 8 ? combined<8>(l, bins)
+                                                           : combined<16>(l, bins);
+                   signs[i] = sum < 0 ? -1 : 0;
+                   const uint64_t magnitude = sum < 0 ? 0 - static_cast<uint64_t>(sum) : static_cast<uint64_t>(sum);
+                   codes[i] = magnitude ? static_cast<int32_t>(l.raw(magnitude)) : -1;
+                 }
+                 code = *(const vi*)codes;
+                 minus = *(const vi*)signs;
+                 zero = (vi)(code < 0);
+               });
+      return;
+    }
+    case Kind::log8:
+      return logs_of(static_cast<const int8_t*>(t.acc));
+    case Kind::log16:
+      return logs_of(static_cast<const int16_t*>(t.acc));
+    default:
+      return logs_of(static_cast<const int32_t*>(t.acc));
+  }
+}
+
+#if defined(LNS_AVX512)
 constexpr int kFast = 8, kSlow = 4;
 #else
 constexpr int kFast = 4, kSlow = 2;
@@ -1058,10 +1254,10 @@ const Isa& LNS_JOIN(isa_, LNS_ISA_NAME)() {
   static const Isa isa = {
       LNS_ISA_ID,
       LNS_STRING(LNS_ISA_NAME),
+      words,
       {4 * V, 1, shifted},
       {kPanel, 1, expanded<kWrap>},
       {kPanel, 1, expanded<kSaturate>},
-      {V, 1, expanded_bins},
       {kPanel, kFast, linear<Fp32, kWrap, kFast>},
       {kPanel, kFast, linear<Fp32, kSaturate, kFast>},
       {kPanel, kSlow, linear<Fp32, kLanes, kSlow>},
@@ -1069,10 +1265,13 @@ const Isa& LNS_JOIN(isa_, LNS_ISA_NAME)() {
       {kPanel, kFast, linear<Mitchell, kWrap, kFast>},
       {kPanel, kFast, linear<Mitchell, kSaturate, kFast>},
       {kPanel, kSlow, linear<Mitchell, kLanes, kSlow>},
-      {kPanel, 2, gather_terms},
-      {V, 1, bins},
+      {kPanel, 2, linear<Gather, kWrap, 2>},
+      {kPanel, 2, linear<Gather, kSaturate, 2>},
+      {kPanel, 2, linear<Gather, kLanes, 2>},
+      {bins_panel, 1, bins},
       {kBytes, kChains, log8},
       {kBytes / 2, kChains, log16},
+      {kBytes / 2, kChains, log16_gather},
       {V, kChains, log32},
       kHasLog8,
       kHasLog16,

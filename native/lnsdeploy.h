@@ -138,6 +138,18 @@ LNS_API int32_t lns_conv_run(const lns_dot* dot, const lns_window* window, const
  * into an unsigned format is taken as 0. thresholds: [2^(bits - signed) - 1]. */
 LNS_API int32_t lns_encode(const float* x, int64_t count, const float* thresholds, int64_t threshold_count,
                            lns_format format, void* words, int32_t threads, lns_error* error);
+/* spec 2.1, 2.4 for any offset, or one a channel: x [channels, inner]. A number's code is that of its octave, found by
+ * its significand's bits alone, less the offset; so one small table serves every offset.
+ * thresholds: [gamma], sorted, 0 to 2^23: mantissas from which on a number rounds to the next code of its octave; gamma
+ * is 1 to 2^14. NaN becomes zero, infinity the largest code; a negative number into an unsigned format is taken as 0.
+ * histogram: [2^bits], how often each word came, added to what is there; or null. */
+LNS_API int32_t lns_encode_channels(const float* x, int64_t channels, int64_t inner, int64_t gamma,
+                                    const int32_t* thresholds, const int64_t* offsets, lns_output output, void* words,
+                                    int64_t* histogram, int32_t threads, lns_error* error);
+/* How often each word of `bits` bits comes (1 to 16; further bits are ignored): histogram [2^bits], added to what is
+ * there. */
+LNS_API int32_t lns_histogram(const void* words, int32_t bytes, int64_t count, int32_t bits, int64_t* histogram,
+                              int32_t threads, lns_error* error);
 /* spec 2.5: values from a table [2^bits]. Words are uint8 (bytes = 1) or uint16 (bytes = 2); one outside the table
  * takes its low bits. */
 LNS_API int32_t lns_decode(const void* words, int32_t bytes, int64_t count, const float* table, int64_t table_count,

@@ -70,31 +70,40 @@ Output::Output(lns_output o)
   }
 }
 
-void RawCode::build(const int64_t* thresholds, int64_t count) {
+void RawCode::build(const int64_t* sorted, int64_t count) {
   if (count < 0 || count > (1 << 28))
     fail(LNS_BAD_VALUE, "thresholds: %lld are too many", static_cast<long long>(count));
-  thresholds_.resize(static_cast<size_t>(count) + 1);
+  thresholds.resize(static_cast<size_t>(count) + 1);
+  thresholds32.resize(static_cast<size_t>(count) + 1);
   for (int64_t i = 0; i < count; ++i) {
-    if (thresholds[i] < 1 || (i && thresholds[i] < thresholds[i - 1])) {
+    if (sorted[i] < 1 || (i && sorted[i] < sorted[i - 1])) {
       fail(LNS_BAD_VALUE, "thresholds must be sorted and at least 1; entry %lld is not", static_cast<long long>(i));
     }
-    thresholds_[static_cast<size_t>(i)] = static_cast<uint64_t>(thresholds[i]);
+    thresholds[static_cast<size_t>(i)] = static_cast<uint64_t>(sorted[i]);
+    thresholds32[static_cast<size_t>(i)] =
+        static_cast<int32_t>(std::min<int64_t>(sorted[i], UINT32_MAX) - (int64_t{1} << 31));
   }
-  thresholds_[static_cast<size_t>(count)] = UINT64_MAX;
+  thresholds[static_cast<size_t>(count)] = UINT64_MAX;
+  thresholds32[static_cast<size_t>(count)] = INT32_MAX;
   /* about one threshold to an entry */
-  bits_ = 1;
-  while (bits_ < 12 && (int64_t{48} << bits_) < 2 * count) ++bits_;
-  const int64_t slots = int64_t{64} << bits_;
-  start_.resize(static_cast<size_t>(slots));
+  bits = 1;
+  while (bits < 12 && (int64_t{48} << bits) < 2 * count) ++bits;
+  const int64_t slots = int64_t{64} << bits;
+  start.resize(static_cast<size_t>(slots));
   int64_t k = 0;
-  for (int p = 0; p < 64; ++p) {
-    for (int64_t j = 0; j < (int64_t{1} << bits_); ++j) {
-      /* the smallest magnitude with this leading one and these bits, rounded down where it has fewer */
-      const uint64_t mantissa = (uint64_t{1} << bits_) + static_cast<uint64_t>(j);
-      const uint64_t first = p >= bits_ ? mantissa << (p - bits_) : mantissa >> (bits_ - p);
-      while (k < count && thresholds_[static_cast<size_t>(k)] <= first) ++k;
-      start_[static_cast<size_t>((int64_t{p} << bits_) + j)] = static_cast<int32_t>(k);
-    }
+  steps = 0;
+  for (int64_t slot = 0; slot < slots; ++slot) {
+    /* the magnitudes with this leading one and these bits, which are one magnitude where it has fewer */
+    const int p = static_cast<int>(slot >> bits);
+    const uint64_t mantissa = (uint64_t{1} << bits) + static_cast<uint64_t>(slot & ((int64_t{1} << bits) - 1));
+    const uint64_t first = p >= bits ? mantissa << (p - bits) : mantissa >> (bits - p);
+    const uint64_t last = p >= bits ? first + ((uint64_t{1} << (p - bits)) - 1) : first;
+    const auto reached = [&](uint64_t magnitude) {
+      while (k < count && thresholds[static_cast<size_t>(k)] <= magnitude) ++k;
+      return k;
+    };
+    start[static_cast<size_t>(slot)] = static_cast<int32_t>(reached(first));
+    steps = std::max(steps, static_cast<int>(reached(last) - start[static_cast<size_t>(slot)]));
   }
 }
 
@@ -235,7 +244,7 @@ bool x86_64_v3() {
          __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
 }
 #endif
-#if defined(LNS_HAVE_AVX512)
+#if defined(LNS_HAVE_AVX512) && !defined(LNS_EMULATE_AVX512)
 bool x86_64_v4() {
   return x86_64_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -252,9 +261,13 @@ const Isa* isa_of(int32_t id) {
 #endif
 #ifdef LNS_HAVE_AVX512
     case LNS_ISA_AVX512:
+#ifdef LNS_EMULATE_AVX512
+      return &isa_avx512();
+#else
       return x86_64_v4() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vpopcntdq")
                  ? &isa_avx512()
                  : nullptr;
+#endif
 #endif
 #ifdef LNS_HAVE_NEON
     case LNS_ISA_NEON:
@@ -266,7 +279,12 @@ const Isa* isa_of(int32_t id) {
 }
 
 const Isa& best_isa() {
-  for (int32_t id : {LNS_ISA_AVX512, LNS_ISA_AVX2, LNS_ISA_NEON}) {
+#ifdef LNS_EMULATE_AVX512
+  constexpr int32_t by_speed[] = {LNS_ISA_AVX2, LNS_ISA_NEON};
+#else
+  constexpr int32_t by_speed[] = {LNS_ISA_AVX512, LNS_ISA_AVX2, LNS_ISA_NEON};
+#endif
+  for (int32_t id : by_speed) {
     if (const Isa* isa = isa_of(id)) return *isa;
   }
   return isa_portable();

@@ -17,6 +17,7 @@ import pytest
 from onnx import numpy_helper
 
 from lnsdeploy import __version__
+from lnsdeploy.cli import _run
 from lnsdeploy.datapath import named_datapaths
 from lnsdeploy.training.trainer import config_from_options, train
 
@@ -284,3 +285,93 @@ def test_interruption_keeps_the_run_and_says_so(tmp_path):
     assert "Traceback" not in errors
     assert (out / "checkpoint.safetensors").exists()
     assert not [p for p in out.iterdir() if ".tmp" in p.name]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Torch models by name
+
+MODELS = Path(__file__).parent / "small_models.py"
+
+
+def inside(capsys, *arguments):
+    """The command line in this process, which has imported torch already: status, standard output and error."""
+    status = _run([str(argument) for argument in arguments])
+    return status, *capsys.readouterr()
+
+
+def test_emulate_a_torch_model():
+    result = json.loads(
+        run("emulate", f"{MODELS}:digits_mlp", "--data", "digits", "--limit", 9, "--json", check=0).stdout
+    )
+    # names that scripts rely on
+    assert result["macs"] == 9 * (64 * 32 + 32 * 10)
+    assert result["seconds"] > 0
+    assert result["not_emulated"] == {}
+    assert result["samples"] == 9
+    assert result["executor"] in ("cpu", "reference")
+    assert (result["weights"], result["data"]) == ("own", "digits")
+    assert [layer["name"] for layer in result["layers"]] == ["1", "3"]
+
+
+def test_emulate_a_torch_model_by_the_reference(capsys):
+    """The executor is another, the words are the same, and so is every figure."""
+    found = [
+        json.loads(inside(capsys, "emulate", f"{MODELS}:cnn", "--data", "digits", "--limit", 2, *more, "--json")[1])
+        for more in ((), ("--executor", "reference"))
+    ]
+    if found[0]["executor"] == "reference":
+        pytest.skip("there is no native library here: both runs were the reference's")
+    assert found[1]["executor"] == "reference"
+    for key in ("agreement", "logits_sqnr_db", "accuracy", "loss", "macs"):
+        assert found[0][key] == found[1][key]
+    for one, other in zip(found[0]["layers"], found[1]["layers"], strict=True):
+        for key in ("name", "outputs", "inputs", "weights", "saturated", "flushed", "sqnr_db"):
+            assert one[key] == other[key]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["emulate"], ("name one model: SOURCE, or --model NAME",)),
+        (["emulate", "a:b", "--model", "c:d"], ("name one model",)),
+        (["emulate", "resnet50"], ("cannot read resnet50", "timm:resnet50")),
+        (["emulate", "tim:resnet50"], ("did you mean 'timm'",)),
+        (["emulate", f"{MODELS}:cn"], ("did you mean 'cnn'",)),
+        (["emulate", "m.onnx", "--weights", "random"], ("--weights means nothing for an exported model", "'m.onnx'")),
+        (["emulate", f"{MODELS}:cnn", "--outputs", "o.npz"], ("--outputs means nothing for a torch model",)),
+        (["emulate", f"{MODELS}:cnn", "--weights", "mine"], ("weights must be 'pretrained', 'random', or a file",)),
+        (["emulate", f"{MODELS}:cnn", "--set", "x"], ("a setting is KEY=VALUE",)),
+        (["emulate", f"{MODELS}:cnn", "--data", "digit"], ("did you mean 'digits'",)),
+        (["emulate", f"{MODELS}:raising"], ("raised ValueError: no such thing as a free model",)),
+        (["emulate", f"{MODELS}:module", "--executor", "gpu"], ("unknown executor 'gpu'",)),
+    ],
+)
+def test_mistakes_with_torch_models(capsys, arguments, words):
+    status, out, err = inside(capsys, *arguments)
+    one_line(subprocess.CompletedProcess(arguments, status, out, err), *words)
+
+
+def test_what_a_torch_model_prints(capsys):
+    arguments = ("emulate", "--model", f"{MODELS}:decoder", "--limit", 2, "--layers", "--set", "length=5")
+    status, out, _ = inside(capsys, *arguments)
+    assert status == 0
+    for part in ("perplexity", "synthetic: random tokens of seed 0", "2 samples", "head", "datapath lns-madam-8"):
+        assert part in out
+
+
+def test_page_of_a_torch_model(capsys, tmp_path):
+    arguments = ("emulate", f"{MODELS}:decoder", "--limit", 2, "--weights", "random", "--report", tmp_path / "page")
+    status, out, err = inside(capsys, *arguments)
+    assert status == 0, err
+    assert f"page: {tmp_path / 'page' / 'emulation.html'}" in out
+    text = (tmp_path / "page" / "emulation.html").read_text()
+    for part in ("RANDOM: random (seed 0)", "synthetic", "head", "lns-madam-8", "Perplexity", "of random weights"):
+        assert part in text
+    stored = json.loads((tmp_path / "page" / "emulation.json").read_text())
+    assert (stored["weights"], stored["data"]) == ("random", "synthetic")
+    assert stored["macs"] > 0
+
+
+def test_other_processes_of_torchrun_leave_the_word_to_the_first(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert inside(capsys, "emulate") == (2, "", "")

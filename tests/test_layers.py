@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from lnsdeploy.errors import BadTypeError, BadValueError, UnknownNameError
 from lnsdeploy.formats import LNSFormat, calibrate, decode, encode, offset_for
+from lnsdeploy.recipe import LayerRecipe, Recipe
 from lnsdeploy.training.fake_quantize import ActivationQuantizer, calibrate_weight, fake_quantize, offsets_for
 from lnsdeploy.training.layers import (
     FoldedBatchNorm2d,
@@ -28,7 +29,6 @@ from lnsdeploy.training.layers import (
     prepare_,
 )
 from lnsdeploy.training.models import build_model
-from lnsdeploy.training.recipe import LayerRecipe, Recipe
 
 torch.set_num_threads(1)
 

@@ -87,27 +87,35 @@ KERNELS: dict[str, tuple[LNSFormat, Accumulator]] = {
     "mitchell-lanes": (BYTE, LinearAccumulator(22, lanes=4)),
     "gather-wrap": (BYTE, LinearAccumulator(30, table_bits=3, overflow="wrap", shift="round")),
     "gather-saturate": (BYTE, LinearAccumulator(24, table_bits=2)),
-    "gather-saturate, lanes": (BYTE, LinearAccumulator(24, table_bits=3, lanes=3, shift="round")),
+    "gather-lanes": (BYTE, LinearAccumulator(24, table_bits=3, lanes=3, shift="round")),
     "gather-wrap, 16 bits": (WORD, LinearAccumulator(32, table_bits=4, overflow="wrap")),
     "bins-saturate": (BYTE, LinearAccumulator(24, conversion="bin", table_bits=3)),
     "bins-wrap": (BYTE, LinearAccumulator(20, conversion="bin", table_bits=2, overflow="wrap")),
     "bins-saturate, two": (BYTE, LinearAccumulator(18, conversion="bin", table_bits=1)),
     "general": (BYTE, LinearAccumulator(50, table_bits=2)),
     "general, psum": (BYTE, LinearAccumulator(24, table_bits=3, overflow="wrap", psum_bits=12, lanes=2)),
-    "general, bins": (BYTE, LinearAccumulator(24, conversion="bin", table_bits=3, lanes=4)),
+    "bins-saturate, sixteen": (LNSFormat(8, 16), LinearAccumulator(20, conversion="bin", table_bits=4)),
+    "bins-saturate, 16 bits": (WORD, LinearAccumulator(24, conversion="bin", table_bits=3)),
+    "bins-lanes": (BYTE, LinearAccumulator(24, conversion="bin", table_bits=3, lanes=4)),
+    "bins-lanes, psum": (BYTE, LinearAccumulator(20, conversion="bin", table_bits=2, lanes=40, psum_bits=16)),
+    "general, bins": (
+        BYTE,
+        LinearAccumulator(24, conversion="bin", table_bits=3, lanes=4, overflow="wrap", psum_bits=20),
+    ),
     "log8": (BYTE, LogAccumulator(7)),
     "log8, five bits": (BYTE, LogAccumulator(5, delta=Mitchell())),
     "log16": (WORD, LogAccumulator(15, delta=Table(20, 512))),
     "log16, middle": (WORD, LogAccumulator(15, delta=Table(40, 256, "middle"))),
     "log16, max": (WORD, LogAccumulator(15, delta=Max())),
     "log16, guard": (BYTE, LogAccumulator(11, 1, delta=Table(12, 4))),
-    "log32": (WORD, LogAccumulator(15)),
-    "log32, stepped": (WORD, LogAccumulator(15, delta=Table(1024, 16))),
-    "log32, guard": (BYTE, LogAccumulator(12, 3)),
+    "log16-gather": (WORD, LogAccumulator(15)),
+    "log16-gather, stepped": (WORD, LogAccumulator(15, delta=Table(1024, 16))),
+    "log16-gather, guard": (BYTE, LogAccumulator(12, 3)),
+    "log32": (WORD, LogAccumulator(16, 1)),
     "log32, lanes": (BYTE, LogAccumulator(10, 1, lanes=7)),
     "log-general": (BYTE, LogAccumulator(33, delta=Exact())),
 }
-ON_VECTORS = {"log8", "log16"}
+ON_VECTORS = {"log8", "log16", "log16-gather"}
 
 
 @pytest.mark.parametrize("rows", [37, 260])
@@ -152,7 +160,9 @@ def test_saturation_at_every_step(isa: str, name: str, rows: int) -> None:
         same(plan, a, w, rng.integers(-(1 << 22), 1 << 22, 9))
 
 
-@pytest.mark.parametrize("name", ["log8", "log16, guard", "log32, guard", "log32, lanes", "fp32-wrap", "bins-saturate"])
+@pytest.mark.parametrize(
+    "name", ["log8", "log16, guard", "log16-gather, guard", "log32, lanes", "fp32-wrap", "bins-saturate"]
+)
 def test_cancellation_and_zeros(isa: str, name: str) -> None:
     """spec 5.2: equal codes of different signs, zeros between them, sums of exactly zero."""
     fmt, accumulate = KERNELS[name]
@@ -480,3 +490,65 @@ def test_the_c_interface_checks(changes: dict[str, Any], message: str) -> None:
 
 def test_a_missing_dependency_is_an_import_error() -> None:
     assert issubclass(MissingDependencyError, ImportError)
+
+
+# ---------------------------------------------------------------------------------------------------
+# encoding at offsets that change, and histograms
+
+
+@pytest.mark.parametrize("underflow", ["zero", "min"])
+@pytest.mark.parametrize("text", ["2:1", "6:3", "8:8", "u8:8", "u5:2", "16:1024", "13:7", "16:16384"])
+def test_encode_channels(text: str, underflow: str) -> None:
+    fmt = LNSFormat.parse(text)
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((64, 300)) * np.exp2(rng.integers(-30, 30, (64, 1)))).astype(np.float32)
+    x[3, :9] = [0, -0.0, 1e-45, -1e-45, 1e-40, np.inf, -np.inf, 3e38, -1]
+    # the floats around every bound of an octave, among them subnormal ones
+    octave = (1 << 23) + native.octave_bounds(fmt.gamma)[: x.shape[1] // 3].astype(np.float64)
+    for row, power in ((5, -23), (6, -163), (7, 90)):
+        bounds = np.ldexp(octave, power).astype(np.float32)
+        around = np.concatenate([bounds, np.nextafter(bounds, np.float32(0)), np.nextafter(bounds, np.float32(np.inf))])
+        x[row, : len(around)] = around
+    if not fmt.signed:
+        x = np.abs(x)
+    offsets = rng.integers(-200, 100, 64) * max(fmt.gamma // 3, 1)
+    counts = np.zeros(1 << fmt.bits, dtype=np.int64)
+    words = native.encode_channels(x, fmt, offsets, underflow, counts)
+    wanted = encode(x, fmt, offsets, axis=0, underflow=underflow)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(words, wanted)
+    np.testing.assert_array_equal(counts, np.bincount(words.reshape(-1), minlength=1 << fmt.bits))
+    np.testing.assert_array_equal(native.histogram(words, fmt.bits), counts)
+    one = native.encode_channels(x, fmt, 7, underflow)
+    np.testing.assert_array_equal(one, encode(x, fmt, 7, underflow=underflow))  # type: ignore[arg-type]
+
+
+def test_encode_channels_of_far_offsets_nan_and_negative_numbers() -> None:
+    fmt = LNSFormat(8, 8)
+    x = np.array([[1.0, -2.0, np.nan]] * 2, dtype=np.float32)
+    words = native.encode_channels(x, fmt, np.array([-(1 << 40), 1 << 40]))
+    np.testing.assert_array_equal(words, [[127, 255, 0], [0, 0, 0]])
+    unsigned = LNSFormat(8, 8, signed=False)
+    assert native.encode_channels(x[:1], unsigned, -20)[0, 1] == 0
+    assert native.encode_channels(x[:1], unsigned, -20, "min")[0, 1] == 1
+    assert native.encode_channels(x[:0], fmt, np.zeros(0, dtype=np.int64)).shape == (0, 3)
+
+
+def test_encode_channels_and_histogram_refuse() -> None:
+    x = np.ones((2, 3), dtype=np.float32)
+    fmt = LNSFormat(8, 8)
+    with pytest.raises(BadValueError, match="do not fit the first axis"):
+        native.encode_channels(x, fmt, np.zeros(3, dtype=np.int64))
+    with pytest.raises(BadValueError, match=r"a histogram of 8:8 is int64 \[256\]"):
+        native.encode_channels(x, fmt, 0, "zero", np.zeros(255, dtype=np.int64))
+    with pytest.raises(UnsupportedError, match="gammas up to 16384"):
+        native.encode_channels(x, LNSFormat(16, 1 << 15), 0)
+    with pytest.raises(BadValueError, match="bits must be 1 to 16"):
+        native.histogram(np.zeros(3, dtype=np.uint8), 0)
+    with pytest.raises(BadTypeError, match="uint8 or uint16"):
+        native.histogram(np.zeros(3, dtype=np.int64), 8)
+
+
+def test_decode_by_encode() -> None:
+    table = np.arange(256, dtype=np.float32)
+    words = np.random.default_rng(0).integers(0, 256, (3, 50)).astype(np.uint8)
+    np.testing.assert_array_equal(native.decode_by(words, table), words.astype(np.float32))

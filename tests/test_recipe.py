@@ -6,7 +6,7 @@ import pytest
 
 from lnsdeploy.errors import BadFileError, BadTypeError, BadValueError, UnknownNameError
 from lnsdeploy.formats import LNSFormat
-from lnsdeploy.training.recipe import LayerRecipe, Recipe, load_recipe
+from lnsdeploy.recipe import LayerRecipe, Match, Recipe, load_recipe
 
 NARROW = LayerRecipe(LNSFormat(4, 2), LNSFormat(6, 4), "tensor", "lsq", "lns-madam-8")
 RECIPE = Recipe(LayerRecipe(), (("block.*", NARROW), ("*.conv2", LayerRecipe(None, None))))
@@ -64,6 +64,11 @@ def test_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
         ('[layer]\npattern = "a"\n', r"layer must be a list of tables \(\[\[layer\]\]\)"),
         ('[[layer]]\nweight = "8:8"\n', "layer 1.pattern must be a layer's name or pattern, not None"),
         ("layer = [3]\n", "layer 1 must be a table, not 3"),
+        ('[default]\noutput = "float"\n', "default.output: results are words"),
+        ('[default]\nerror = "8"\n', 'default.error: not an LNS format: .* or write "float"'),
+        ('[default]\noffsets = "static"\n', "default.offsets: unknown offsets 'static'"),
+        ('[[layer]]\nposition = "middle"\n', "layer 1: unknown position 'middle'"),
+        ("[[layer]]\ntype = 3\n", "layer 1.type: must be text|layer 1.must be text, not 3"),
     ],
 )
 def test_errors_name_the_field(text: str, message: str) -> None:
@@ -102,3 +107,83 @@ def test_patterns_that_match_nothing_are_refused() -> None:
 
 def test_uniform() -> None:
     assert Recipe.uniform(4, 2, granularity="tensor").default == LayerRecipe(LNSFormat(4, 2), LNSFormat(4, 2), "tensor")
+
+
+FULL = """
+[default]
+weight = "8:8"
+activation = "8:8"
+granularity = "channel"
+calibration = "absmax"
+output = "12:8"
+error = "6:8"
+gradient = "float"
+offsets = "recorded"
+
+[[layer]]
+type = "matmul"
+weight = "16:1024"
+activation = "16:1024"
+granularity = "channel"
+calibration = "absmax"
+output = "12:8"
+error = "6:8"
+gradient = "float"
+offsets = "recorded"
+
+[[layer]]
+pattern = "blocks.*"
+type = "Conv2d"
+position = "first"
+weight = "float"
+activation = "float"
+granularity = "channel"
+calibration = "absmax"
+output = "12:8"
+error = "float"
+gradient = "8:8"
+"""
+
+
+def test_every_field_goes_through_toml() -> None:
+    recipe = Recipe.from_toml(FULL)
+    assert Recipe.from_toml(recipe.to_toml()) == recipe
+    assert recipe.default.output == LNSFormat(12, 8)
+    assert recipe.default.gradient == "float"
+    assert recipe.layers[0][0] == Match(type="matmul")
+    assert recipe.layers[1][0] == Match("blocks.*", "Conv2d", "first")
+    assert recipe.layers[1][1].error == "float"
+    assert recipe.layers[1][1].offsets == "recorded"
+
+
+def test_rules_hold_for_what_has_all_they_name() -> None:
+    recipe = Recipe.from_toml(FULL)
+    assert recipe.for_layer("attn", ("matmul", "Attention")) == recipe.layers[0][1]
+    assert recipe.for_layer("attn", ("linear", "Linear")) == recipe.default
+    assert recipe.for_layer("blocks.0", ("conv", "Conv2d"), ("first",)) == recipe.layers[1][1]
+    assert recipe.for_layer("blocks.0", ("conv", "Conv2d"), ("last",)) == recipe.default
+    assert recipe.for_layer("stem", ("conv", "Conv2d"), ("first",)) == recipe.default
+    # any of several names
+    assert recipe.for_layer(("stem", "blocks.0"), ("Conv2d",), ("first",)) == recipe.layers[1][1]
+
+
+def test_positions() -> None:
+    assert Recipe.positions("a", ["a", "b", "c"]) == ("first",)
+    assert Recipe.positions("c", ["a", "b", "c"]) == ("last",)
+    assert Recipe.positions("a", ["a"]) == ("first", "last")
+    assert Recipe.positions("b", ["a", "b", "c"]) == Recipe.positions("a", []) == ()
+
+
+def test_a_match_that_is_only_a_pattern_is_that_pattern() -> None:
+    assert Recipe(layers=((Match("a.*"), NARROW),)) == Recipe(layers=(("a.*", NARROW),))
+    with pytest.raises(UnknownNameError, match="position"):
+        Match(position="middle")  # type: ignore[arg-type]
+    with pytest.raises(BadTypeError, match='error must be an LNSFormat, "float" or None'):
+        LayerRecipe(error="8:8")  # type: ignore[arg-type]
+
+
+def test_rules_for_products_alone_need_no_layer() -> None:
+    recipe = Recipe(layers=((Match("encoder.*", "matmul"), NARROW), (Match(type="conv"), NARROW)))
+    recipe.check_patterns(["fc"])
+    with pytest.raises(UnknownNameError, match="no layer matches"):
+        Recipe(layers=((Match("encoder.*", "linear"), NARROW),)).check_patterns(["fc"])

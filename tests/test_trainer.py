@@ -18,12 +18,12 @@ from torch import nn
 from lnsdeploy.errors import BadFileError, BadTypeError, BadValueError, LNSError, UnknownNameError
 from lnsdeploy.files import read_safetensors, read_toml, write_safetensors
 from lnsdeploy.formats import LNSFormat
+from lnsdeploy.recipe import LayerRecipe, Recipe
 from lnsdeploy.training import run as runs
 from lnsdeploy.training import trainer
 from lnsdeploy.training.data import load_data
 from lnsdeploy.training.layers import deployable, lns_layers
 from lnsdeploy.training.models import build_model
-from lnsdeploy.training.recipe import LayerRecipe, Recipe
 from lnsdeploy.training.run import TrainConfig, load_run
 from lnsdeploy.training.trainer import config_from_options, evaluate, train
 

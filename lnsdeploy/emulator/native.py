@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lnsdeploy import tables
 from lnsdeploy._native import build_info, library_path
 from lnsdeploy.datapath import LinearAccumulator, LogAccumulator
 from lnsdeploy.emulator import operands, reference
@@ -148,6 +149,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "lns_dot_run": (_P, _P, _N, _N, _N, _P, _I, _COUNTS, _ERROR),
     "lns_conv_run": (_P, POINTER(_Window), _P, _N, POINTER(_N), _P, _I, _COUNTS, _ERROR),
     "lns_encode": (_P, _N, _P, _N, _Format, _P, _I, _ERROR),
+    "lns_encode_channels": (_P, _N, _N, _N, _P, _P, _Output, _P, _P, _I, _ERROR),
+    "lns_histogram": (_P, _I, _N, _I, _P, _I, _ERROR),
     "lns_decode": (_P, _I, _N, _P, _N, _P, _I, _ERROR),
     "lns_relu": (_P, _N, _Format, _P, _I, _ERROR),
     "lns_clip": (_P, _N, _Format, _N, _N, _P, _I, _ERROR),
@@ -463,6 +466,84 @@ def encode(x: npt.NDArray[np.float32], fmt: LNSFormat, offset: int, underflow: s
     words = np.empty(x.shape, dtype=fmt.dtype)
     _call("lns_encode", x.ctypes.data, x.size, table.ctypes.data, len(table), native, words.ctypes.data, threads())
     return words
+
+
+@lru_cache(maxsize=32)
+def octave_bounds(gamma: int) -> npt.NDArray[np.int32]:
+    """Mantissas from which on a float32 rounds to the next code of its octave (spec 2.1)."""
+    return (tables.octave_thresholds(gamma, 23, "nearest").astype(np.int64) - (1 << 23)).astype(np.int32)
+
+
+def encode_channels(
+    x: npt.NDArray[np.float32],
+    fmt: LNSFormat,
+    offsets: int | Ints,
+    underflow: str = "zero",
+    histogram: Ints | None = None,
+) -> Words:
+    """Words of float32 numbers, to nearest, at one offset or at one for each entry of the first axis (spec 2.1, 2.4).
+
+    As :func:`encode`, without tables of the offset: for offsets that change from call to call.
+
+    Args:
+        histogram: int64 [2^bits]; how often each word came is added.
+
+    Raises:
+        UnsupportedError: γ above 2^14.
+    """
+    x = np.require(x, dtype=np.float32, requirements=["C", "ALIGNED"])
+    shifts = np.require(offsets, dtype=np.int64, requirements=["C", "ALIGNED"])
+    channels = x.shape[0] if shifts.ndim else 1
+    if shifts.ndim and shifts.shape != x.shape[:1]:
+        raise BadValueError(f"offsets of shape {shifts.shape} do not fit the first axis of {x.shape}")
+    if histogram is not None and (histogram.shape != (1 << fmt.bits,) or histogram.dtype != np.int64):
+        raise BadValueError(f"a histogram of {fmt} is int64 [{1 << fmt.bits}], not {histogram.dtype} {histogram.shape}")
+    if fmt.gamma > 1 << 14:
+        raise UnsupportedError(f"format {fmt}: the native library encodes gammas up to 16384; use formats.encode")
+    thresholds = octave_bounds(fmt.gamma)
+    words = np.empty(x.shape, dtype=fmt.dtype)
+    _call(
+        "lns_encode_channels",
+        x.ctypes.data,
+        channels,
+        x.size // max(channels, 1),
+        fmt.gamma,
+        thresholds.ctypes.data,
+        shifts.ctypes.data,
+        _output(fmt, underflow),
+        words.ctypes.data,
+        None if histogram is None else histogram.ctypes.data,
+        threads(),
+    )
+    return words
+
+
+def histogram(words: Words, bits: int) -> Ints:
+    """How often each word of a width comes (of uint8 or uint16; further bits are ignored): int64 [2^bits]."""
+    words = np.require(words, requirements=["C", "ALIGNED"])
+    if words.dtype not in (np.uint8, np.uint16):
+        raise BadTypeError(f"words of the native library are uint8 or uint16, not {words.dtype}")
+    found = np.zeros(1 << bits, dtype=np.int64)
+    _call("lns_histogram", words.ctypes.data, words.itemsize, words.size, bits, found.ctypes.data, threads())
+    return found
+
+
+def decode_by(words: Words, table: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Entry `words` of a table of 2^bits float32 values."""
+    words = np.require(words, requirements=["C", "ALIGNED"])
+    table = np.ascontiguousarray(table, dtype=np.float32)
+    x = np.empty(words.shape, dtype=np.float32)
+    _call(
+        "lns_decode",
+        words.ctypes.data,
+        words.itemsize,
+        words.size,
+        table.ctypes.data,
+        len(table),
+        x.ctypes.data,
+        threads(),
+    )
+    return x
 
 
 def decode(words: Words, fmt: LNSFormat, offset: int) -> npt.NDArray[np.float32]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lnsdeploy import formats, tables
-from lnsdeploy.datapath import LinearAccumulator, LogAccumulator
+from lnsdeploy.datapath import Datapath, LinearAccumulator, LogAccumulator, widened
 from lnsdeploy.emulator import reference
 from lnsdeploy.emulator.plan import DotPlan
 from lnsdeploy.errors import UnsupportedError
@@ -90,12 +90,30 @@ def linear_tables(plan: DotPlan, channels: int, bias: npt.NDArray[np.int64] | No
     """The table inputs of a dot product with linear accumulation."""
     accumulator = plan.datapath.linear
     lsb = plan.lsb
-    _check_entries("the terms of products", accumulator.bins * (plan.max_product_code + 1))
-    terms = reference.aligned_terms(plan)
+    terms = _fitted_terms(plan.datapath, plan.activation, plan.weight, plan.lsb)
     constants = np.ones(1, dtype=np.int64)
     if accumulator.conversion == "bin":
         constants = tables.remainder_constants(accumulator.table_bits, accumulator.constant_bits)
         lsb -= accumulator.constant_bits
+    limit = (1 << (accumulator.bits - 1)) - 1
+    start = np.zeros(channels, dtype=np.int64) if bias is None else bias
+    start = _fitted(start, accumulator.bits, accumulator.overflow, limit)
+    return {
+        "bias": start.astype(terms.dtype),
+        "terms": terms,
+        "constants": constants.astype(np.int64),
+        "thresholds": raw_thresholds(plan.gamma, accumulator),
+        "code_shift": plan.gamma * lsb + plan.product_offset(channels) - plan.output_offset,
+    }
+
+
+@lru_cache(maxsize=64)
+def _fitted_terms(datapath: Datapath, activation: LNSFormat, weight: LNSFormat, lsb: int) -> npt.NDArray[Any]:
+    """The terms of :func:`reference.aligned_terms`, as narrow as may be; kept, for layers that differ elsewhere."""
+    accumulator = datapath.linear
+    plan = DotPlan(datapath, activation, weight, widened(activation, datapath.gamma), 0, 0, 0, lsb)
+    _check_entries("the terms of products", accumulator.bins * (plan.max_product_code + 1))
+    terms = reference.aligned_terms(plan)
     # what fitting would do to a single term anyway is done here where it makes integers fit
     width = accumulator.step_bits
     if accumulator.overflow == "wrap":
@@ -114,16 +132,7 @@ def linear_tables(plan: DotPlan, channels: int, bias: npt.NDArray[np.int64] | No
             + ("use fewer lanes or psum_bits" if accumulator.overflow == "wrap" else "use a larger lsb or fewer lanes")
         )
     kind = np.int32 if _is_narrow(terms, accumulator) else np.int64
-    limit = (1 << (accumulator.bits - 1)) - 1
-    start = np.zeros(channels, dtype=np.int64) if bias is None else bias
-    start = _fitted(start, accumulator.bits, accumulator.overflow, limit)
-    return {
-        "bias": start.astype(kind),
-        "terms": terms.astype(kind),
-        "constants": constants.astype(np.int64),
-        "thresholds": raw_thresholds(plan.gamma, accumulator),
-        "code_shift": plan.gamma * lsb + plan.product_offset(channels) - plan.output_offset,
-    }
+    return terms.astype(kind)
 
 
 def _is_narrow(terms: npt.NDArray[Any], accumulator: LinearAccumulator) -> bool:

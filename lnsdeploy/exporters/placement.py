@@ -17,6 +17,7 @@ import numpy.typing as npt
 from lnsdeploy import tables
 from lnsdeploy.datapath import LogAccumulator
 from lnsdeploy.emulator import reference
+from lnsdeploy.emulator.place import acc_offset_for, lsb_for
 from lnsdeploy.emulator.plan import AddPlan, DotPlan, Ints, PoolPlan, Window
 from lnsdeploy.formats import Words, decode
 
@@ -43,7 +44,7 @@ def place_dot(
     real_bias = np.zeros(channels) if bias is None else np.asarray(bias, dtype=np.float64)
     if plan.datapath.is_linear:
         largest = _largest_linear(plan, x, w, real_bias / units)
-        plan = replace(plan, lsb=_lsb(plan, largest, headroom))
+        plan = replace(plan, lsb=lsb_for(largest, plan.datapath.linear, plan.gamma, headroom))
         if bias is None:
             return plan, None
         return plan, bias_at(plan, real_bias, plan.lsb)
@@ -52,7 +53,7 @@ def place_dot(
     top = float(peaks.max()) if peaks.size else 0.0
     # a channel that the sample never reached takes the place of the widest
     peaks = np.where(peaks > 0, peaks, top if top > 0 else 1.0)
-    offsets = np.array([_acc_offset(p, plan.gamma, accumulator, headroom) for p in peaks], dtype=np.int64)
+    offsets = np.array([acc_offset_for(p, plan.gamma, accumulator, headroom) for p in peaks], dtype=np.int64)
     plan = replace(plan, acc_offset=offsets)
     if bias is None:
         return plan, None
@@ -119,19 +120,6 @@ def _rounded(value: Fraction, shift: int, gamma: int, lsb: int) -> int:
     return math.floor(exact + Fraction(1, 2))
 
 
-def _lsb(plan: DotPlan, largest: float, headroom: float) -> int:
-    accumulator = plan.datapath.linear
-    f = plan.gamma.bit_length() - 1
-    low_bits = f - accumulator.table_bits
-    fraction = (f if low_bits else 0) + (accumulator.constant_bits if accumulator.conversion == "product" else 0)
-    # no product has a bit below this one
-    finest = -fraction
-    if largest <= 0:
-        return finest
-    limit = (1 << (accumulator.bits - 1)) - 1
-    return max(math.ceil(math.log2(largest) + headroom - math.log2(limit)), finest)
-
-
 def _sample_rows(rows: int, width: int) -> npt.NDArray[np.intp]:
     count = min(rows, max(_SAMPLE // max(width, 1), 16))
     return np.unique(np.linspace(0, max(rows - 1, 0), count).astype(np.intp)) if rows else np.zeros(0, np.intp)
@@ -179,12 +167,6 @@ def _largest_log(plan: DotPlan, x: Words, w: Words, bias: npt.NDArray[np.float64
     return np.asarray(largest, dtype=np.float64)
 
 
-def _acc_offset(peak: float, gamma: int, accumulator: LogAccumulator, headroom: float) -> int:
-    """The offset at which the accumulator's largest code lies `headroom` octaves above `peak`."""
-    top = tables.ceil_log2(Fraction(peak), gamma) + math.ceil(headroom * gamma)
-    return top - (accumulator.max_code >> accumulator.guard_bits)
-
-
 def _log_word(value: Fraction, offset: int, gamma: int, accumulator: LogAccumulator) -> int:
     """A bias as a word of the accumulator's format: sign · 2^bits + code (spec 5.5)."""
     if value == 0:
@@ -199,10 +181,10 @@ def _log_word(value: Fraction, offset: int, gamma: int, accumulator: LogAccumula
 def place_add(plan: AddPlan, a: Any, b: Any, headroom: float) -> AddPlan:
     """Place the adder of an element-wise addition for the float64 values of a sample of its operands."""
     peak = max(float(np.abs(v).max(initial=0.0)) for v in (a, b, a + b))
-    return replace(plan, acc_offset=_acc_offset(peak or 1.0, plan.output.gamma, plan.accumulator, headroom))
+    return replace(plan, acc_offset=acc_offset_for(peak or 1.0, plan.output.gamma, plan.accumulator, headroom))
 
 
 def place_pool(plan: PoolPlan, views: npt.NDArray[np.float64], headroom: float) -> PoolPlan:
     """Place the accumulator of a pooling for float64 windows [..., n] of a sample."""
     peak = float(np.abs(np.cumsum(views, axis=-1)).max(initial=0.0))
-    return replace(plan, acc_offset=_acc_offset(peak or 1.0, plan.input.gamma, plan.accumulator, headroom))
+    return replace(plan, acc_offset=acc_offset_for(peak or 1.0, plan.input.gamma, plan.accumulator, headroom))

@@ -13,10 +13,10 @@ _HOME = {
     "IntegerMadam": "madam",
     "LNSConv2d": "layers",
     "LNSLinear": "layers",
-    "LayerRecipe": "recipe",
+    "LayerRecipe": "lnsdeploy.recipe",
     "LayerSpec": "layers",
     "Madam": "madam",
-    "Recipe": "recipe",
+    "Recipe": "lnsdeploy.recipe",
     "Run": "run",
     "TrainConfig": "run",
     "TrainResult": "trainer",
@@ -27,7 +27,7 @@ _HOME = {
     "evaluate": "trainer",
     "fake_quantize": "fake_quantize",
     "load_data": "data",
-    "load_recipe": "recipe",
+    "load_recipe": "lnsdeploy.recipe",
     "load_run": "run",
     "prepare_": "layers",
     "train": "trainer",
@@ -59,12 +59,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from lnsdeploy.recipe import LayerRecipe, Recipe, load_recipe
     from lnsdeploy.training.data import Dataset, load_data
     from lnsdeploy.training.fake_quantize import fake_quantize
     from lnsdeploy.training.layers import LayerSpec, LNSConv2d, LNSLinear, calibrate_activations, deployable, prepare_
     from lnsdeploy.training.madam import IntegerMadam, Madam
     from lnsdeploy.training.models import build_model
-    from lnsdeploy.training.recipe import LayerRecipe, Recipe, load_recipe
     from lnsdeploy.training.run import Run, TrainConfig, load_run
     from lnsdeploy.training.trainer import TrainResult, config_from_options, evaluate, train
 
@@ -73,7 +73,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'lnsdeploy.training' has no attribute {name!r}")
     try:
-        module = importlib.import_module(f"lnsdeploy.training.{_HOME[name]}")
+        home = _HOME[name]
+        module = importlib.import_module(home if "." in home else f"lnsdeploy.training.{home}")
     except ModuleNotFoundError as error:
         if error.name == "torch":
             from lnsdeploy.errors import MissingDependencyError

@@ -1,4 +1,4 @@
-"""Data sets: the real digits that come with scikit-learn, and files in the IDX layout of MNIST."""
+"""Data sets: the real digits that come with scikit-learn, files in the IDX layout of MNIST, and CIFAR."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from lnsdeploy.errors import BadFileError, BadTypeError, MissingDependencyError, UnknownNameError
 from lnsdeploy.formats import random_bytes
+from lnsdeploy.training.cifar import find_cifar, read_cifar
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -74,10 +75,12 @@ def load_data(name: str, data_dir: str | os.PathLike[str] | None = None) -> Data
     training and 360 for testing, always in the same way and with the classes' shares kept.
     ``mnist``, ``fashion-mnist``: the four IDX files of these sets (or of any other in that layout), plain or
     gzipped.
+    ``cifar10``, ``cifar100``: 50,000 and 10,000 photographs of 32×32, in the binary or the Python layout in which
+    they are published, unpacked; as float32 they take 740 MB.
 
     Args:
-        data_dir: the folder with the files, or with a folder `name` that holds them. By default the folder
-            that the variable LNSDEPLOY_DATA names, or ``data``.
+        data_dir: the folder with the files, or with a folder `name` (or of the published name) that holds them. By
+            default the folder that the variable LNSDEPLOY_DATA names, or ``data``.
 
     Raises:
         UnknownNameError: no such data set.
@@ -211,13 +214,16 @@ def _scaled(images: npt.NDArray[np.uint8]) -> Images:
     return (images.astype(np.float32) / np.float32(255))[:, None]
 
 
-def _find_folder(name: str, data_dir: Path | None) -> Path:
+def data_roots(data_dir: Path | None) -> list[Path]:
+    """Where to look for files: in `data_dir`, or by default in what LNSDEPLOY_DATA names and in ``data``."""
     if data_dir is not None:
-        roots = [data_dir]
-    else:
-        variable = os.environ.get(DATA_VARIABLE)
-        roots = [*([Path(variable)] if variable else []), Path("data")]
-    looked = [folder for root in roots for folder in (root, root / name)]
+        return [data_dir]
+    variable = os.environ.get(DATA_VARIABLE)
+    return [*([Path(variable)] if variable else []), Path("data")]
+
+
+def _find_folder(name: str, data_dir: Path | None) -> Path:
+    looked = [folder for root in data_roots(data_dir) for folder in (root, root / name)]
     for folder in looked:
         if any(_candidates(folder, stem) for stem in _FILES.values()):
             return folder
@@ -291,7 +297,21 @@ def read_idx(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     return np.frombuffer(b"".join(pieces), dtype=np.uint8).reshape(shape)
 
 
+# ---------------------------------------------------------------------------------------------------
+# CIFAR
+
+
+def _load_cifar(name: str, data_dir: Path | None) -> Dataset:
+    layout, folder = find_cifar(name, data_roots(data_dir))
+    parts = {part: read_cifar(layout, folder, part) for part in ("train", "test")}
+    train_x, test_x = (np.divide(images, np.float32(255), dtype=np.float32) for images, _ in parts.values())
+    train_y, test_y = (labels for _, labels in parts.values())
+    return Dataset(train_x, train_y, test_x, test_y, layout.classes, name, f"{layout.folder} in {folder}")
+
+
 _LOADERS: dict[str, Callable[[str, Path | None], Dataset]] = {
+    "cifar10": _load_cifar,
+    "cifar100": _load_cifar,
     "digits": _load_digits,
     "mnist": _load_idx,
     "fashion-mnist": _load_idx,

@@ -23,8 +23,8 @@ from torch.nn import functional
 from lnsdeploy.datapath import load_datapath
 from lnsdeploy.errors import BadTypeError, BadValueError
 from lnsdeploy.formats import LNSFormat, LNSTensor, Offset, encode
+from lnsdeploy.recipe import LayerRecipe, Recipe
 from lnsdeploy.training.fake_quantize import ActivationQuantizer, calibrate_weight, fake_quantize
-from lnsdeploy.training.recipe import LayerRecipe, Recipe
 
 # A batch norm's scale below this is taken as 1 in training: 0/0 otherwise, and nothing to deploy anyway.
 _LEAST_SCALE = 1e-12
@@ -491,7 +491,7 @@ def prepare_(model: nn.Module, recipe: Recipe | None = None) -> nn.Module:
         raise BadTypeError(f"recipe must be a Recipe, not {type(recipe).__name__}")
     names = {module: name for name, module in model.named_modules() if _is_layer(module)}
     recipe.check_patterns(names.values())
-    chosen = {module: recipe.for_layer(name) for module, name in names.items()}
+    chosen = {module: _chosen(recipe, module, name, list(names.values())) for module, name in names.items()}
     for layer_recipe in chosen.values():
         if layer_recipe.datapath is not None:
             load_datapath(layer_recipe.datapath)
@@ -519,6 +519,19 @@ def prepare_(model: nn.Module, recipe: Recipe | None = None) -> nn.Module:
     return model
 
 
+def _chosen(recipe: Recipe, module: nn.Module, name: str, names: list[str]) -> LayerRecipe:
+    kind = "linear" if isinstance(module, nn.Linear) else "conv"
+    return recipe.for_layer(name, (kind, _class_name(module)), recipe.positions(name, names))
+
+
+def _class_name(module: nn.Module) -> str:
+    """The class a user wrote: that of the layer before its conversion."""
+    for kind in _KINDS:
+        if isinstance(module, kind):
+            return kind.__name__
+    return type(module).__name__
+
+
 def _recast(module: nn.Module, kind: type[_Module]) -> _Module:
     """A module of another class with the same parameters, buffers, hooks and attributes."""
     made = kind.__new__(kind)
@@ -540,12 +553,13 @@ def _replace(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> nn.Mo
 
 
 def _warn_about(model: nn.Module, recipe: Recipe, pairs: _Pairs) -> None:
+    names = [name for name, module in model.named_modules() if _is_layer(module)]
     left = [
         f"{name} ({type(module).__name__})"
         for name, module in model.named_modules()
         if not isinstance(module, LNSLayer)
         and isinstance(module, _LEFT_IN_FLOAT)
-        and not (_is_layer(module) and recipe.for_layer(name).is_float)
+        and not (_is_layer(module) and _chosen(recipe, module, name, names).is_float)
     ]
     if left:
         warnings.warn(f"no LNS form, left in float: {', '.join(left)}", PrepareWarning, stacklevel=3)

@@ -28,10 +28,10 @@ from lnsdeploy.errors import BadFileError, BadTypeError, BadValueError, LNSError
 from lnsdeploy.fields import check_choice, check_integer, check_string
 from lnsdeploy.files import dump_toml, read_bytes, read_safetensors, read_toml, write_safetensors, write_text
 from lnsdeploy.formats import METHODS, LNSFormat, LNSTensor, Method
+from lnsdeploy.recipe import GRANULARITIES, Granularity, LayerRecipe, Recipe
 from lnsdeploy.training.data import Dataset, data_names, load_data
 from lnsdeploy.training.layers import prepare_
 from lnsdeploy.training.models import MODELS, build_model
-from lnsdeploy.training.recipe import GRANULARITIES, Granularity, LayerRecipe, Recipe
 
 CONFIG = "config.toml"
 WEIGHTS = "weights.safetensors"
@@ -60,7 +60,7 @@ class TrainConfig:
         bits, gamma: format of all words.
         weights, activations: their formats where they differ, as ``"6:4"``.
         as_float: train in float32; formats do not count then.
-        granularity, calibration: see :class:`~lnsdeploy.training.recipe.LayerRecipe`.
+        granularity, calibration: see :class:`~lnsdeploy.recipe.LayerRecipe`.
         recipe: formats layer by layer, instead of the five fields above.
         optimizer: ``"madam"``, ``"integer-madam"``, ``"adam"`` or ``"sgd"``.
         update_bits, update_gamma: format of the codes that integer-madam holds and moves (16:2048).

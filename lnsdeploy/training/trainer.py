@@ -27,10 +27,10 @@ from torch.optim import Optimizer
 from lnsdeploy.errors import BadFileError, BadValueError, LNSError, MissingDependencyError
 from lnsdeploy.files import atomic_path, make_folder
 from lnsdeploy.formats import random_bytes
+from lnsdeploy.recipe import load_recipe
 from lnsdeploy.training import run as runs
 from lnsdeploy.training.data import Dataset, load_data
 from lnsdeploy.training.madam import IntegerMadam, Madam
-from lnsdeploy.training.recipe import load_recipe
 from lnsdeploy.training.run import Row, TrainConfig
 
 __all__ = ["TrainConfig", "TrainResult", "config_from_options", "evaluate", "make_optimizer", "train"]
