@@ -566,3 +566,38 @@ def test_exact_tables_are_the_reference_s() -> None:
     assert table[0, 133] == 133
     assert table[100, 228] == 0
     assert table[127, 127] == 127
+
+
+@needs_host
+@pytest.mark.parametrize("datapath", ["lns-madam-8", "gauss-8"])
+def test_any_torch_model_gives_the_same_on_gpu_tensors(
+    runtime: HostRuntime, monkeypatch: pytest.MonkeyPatch, datapath: str
+) -> None:
+    """The context manager's products, forward and backward: grouped and transposed convolutions, linear, attention."""
+    import lnsdeploy
+    from lnsdeploy.emulator import backends, mode
+
+    torch.manual_seed(0)
+    convolutions = torch.nn.Sequential(
+        torch.nn.Conv2d(4, 6, 3, 2, 1, groups=2), torch.nn.ReLU(), torch.nn.ConvTranspose2d(6, 4, 2, 2)
+    )
+    attention = torch.nn.MultiheadAttention(16, 2, batch_first=True)
+    x, tokens = torch.randn(2, 4, 6, 6), torch.randn(2, 5, 16)
+
+    def run() -> list[torch.Tensor]:
+        for part in (convolutions, attention):
+            part.zero_grad()
+        with lnsdeploy.emulate(datapath, backward=True):
+            y = convolutions(x)
+            z = attention(tokens, tokens, tokens, need_weights=False)[0]
+            (y.square().sum() + z.square().sum()).backward()
+        return [y.detach(), z.detach(), *(p.grad for part in (convolutions, attention) for p in part.parameters())]
+
+    want = run()
+    on_tensors = backends.DeviceBackend("cuda", cuda.CudaDot)
+    monkeypatch.setattr(mode, "backend_for", lambda executor, device: on_tensors)
+    runtime.launches.clear()
+    got = run()
+    assert any(name == "lns_product" for _, name, *_ in runtime.launches)
+    for a, b in zip(want, got, strict=True):
+        assert torch.equal(a, b)

@@ -309,9 +309,12 @@ class Packed:
         else:
             arrays |= {"plus": layer.delta_plus.astype(np.int32), "minus": layer.delta_minus.astype(np.int32)}
             self._start_bits = 0
-        arrays |= self.choice.arrays
-        self._arrays = {name: upload(array, device) for name, array in arrays.items()}
-        self._entries = len(arrays["table"]) if "table" in arrays else 0
+        shared = self.choice.uploaded.get(device)
+        if shared is None:
+            shared = {name: upload(array, device) for name, array in self.choice.arrays.items()}
+            self.choice.uploaded[device] = shared
+        self._arrays = {name: upload(array, device) for name, array in arrays.items() if name not in shared} | shared
+        self._entries = len(self.choice.arrays["table"]) if "table" in shared else 0
 
     @property
     def kernel(self) -> str:

@@ -89,6 +89,8 @@ class Layer:
     delta_plus: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     delta_minus: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     entry_shift: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    # linear: what all of its tables follow from, if that is known
+    key: tuple[Any, ...] | None = None
 
     @property
     def linear(self) -> bool:
@@ -146,6 +148,8 @@ def layer_of(plan: DotPlan, channels: int, groups: int, bias: Array | None) -> L
         made = operands.log_tables(plan, channels, bias)
         common |= {"guard_bits": accumulator.guard_bits}
     common |= {**made, "bias": made["bias"].astype(np.int64)}
+    if plan.datapath.is_linear:
+        common |= {"key": (plan.datapath.fingerprint, plan.activation, plan.weight, plan.lsb)}
     layer = Layer(**common)
     layer.check()
     return layer
@@ -220,6 +224,8 @@ class Choice:
     shared: int = 0
     thread_shared: int = 0
     depth: int = 0
+    # arrays by device, for layers that share the kernel
+    uploaded: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -291,6 +297,10 @@ class Choice:
         return best
 
 
+_choices: OrderedDict[Any, Choice] = OrderedDict()
+_choices_lock = threading.Lock()
+
+
 def choose(layer: Layer, shared_memory: int) -> Choice:
     """The fastest kernel that is proven to give a layer's bits.
 
@@ -298,11 +308,20 @@ def choose(layer: Layer, shared_memory: int) -> Choice:
         layer: what it computes.
         shared_memory: bytes of shared memory that a block may have.
     """
+    key = None if layer.key is None else (*layer.key, shared_memory)
+    with _choices_lock:
+        if key in _choices:
+            return _choices[key]
+    made = None
     for attempt in (_table, _float, _bins, _table_anywhere) if layer.linear else (_pair, _log):
-        choice = attempt(layer, shared_memory)
-        if choice is not None:
-            return choice
-    return general(layer)
+        made = made or attempt(layer, shared_memory)
+    made = made or general(layer)
+    if key is not None:
+        with _choices_lock:
+            _choices[key] = made
+            while len(_choices) > 64:
+                _choices.popitem(last=False)
+    return made
 
 
 def general(layer: Layer) -> Choice:
