@@ -5,7 +5,7 @@
 The loops are taken out of the compiled kernels (`make native` leaves them in build/native) by objdump, and run through
 llvm-mca (package `llvm` of most systems), which simulates ports and dependencies, but no caches. So a figure is what
 the inner loop could do if everything lay in the first-level cache: packing, laying out of terms and encoding of results
-are not in it. `of_fma_peak` divides by the two fused multiply-additions a cycle that a float32 product is bound by; a good
+are not in it. `of_fma_peak` divides by the two fused multiply-additions a cycle that bound a float32 product; a good
 sgemm reaches 0.84 of that peak.
 """
 
