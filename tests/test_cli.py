@@ -279,7 +279,7 @@ def test_interruption_keeps_the_run_and_says_so(tmp_path):
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 2, errors
     assert "interrupted" in errors
     assert "Traceback" not in errors
