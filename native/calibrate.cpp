@@ -74,9 +74,7 @@ void count_words(const Word* words, int64_t count, uint32_t mask, uint32_t* even
 class Histogram {
  public:
   Histogram(int64_t* out, int64_t bins) : out_(out), bins_(bins) {}
-  std::vector<uint32_t> begin() const {
-    return std::vector<uint32_t>(out_ ? static_cast<size_t>(bins_) : 0, 0);
-  }
+  std::vector<uint32_t> begin() const { return std::vector<uint32_t>(out_ ? static_cast<size_t>(bins_) : 0, 0); }
   void end(const std::vector<uint32_t>& found) {
     std::lock_guard<std::mutex> lock(mutex_);
     for (size_t i = 0; i < found.size(); ++i) out_[i] += found[i];

@@ -334,7 +334,7 @@ int64_t bins_table_size(const lns_dot_desc& d) {
  * record of zeros, and one for each k: indices for positive activations, then for negative ones. An activation is
  * packed as its beginning, and in the high half a mask that leaves of a record's place what it needs: all for a
  * negative one, all but the second half of the record for a positive one, nothing for zero, which so takes the record
- * of zeros. */
+ * of zeros. bin_entries puts the place there itself. */
 void pack_bins(Layer& l, const lns_dot_desc& d, const std::vector<int32_t>& bin_of) {
   const Terms terms{d};
   const int64_t a_max = max_code(d.activation) * d.activation_widen, sums = d.term_columns;
@@ -384,12 +384,31 @@ void pack_bins(Layer& l, const lns_dot_desc& d, const std::vector<int32_t>& bin_
         },
         [&](int64_t depth, int64_t c) { at(depth)[c] = at(depth)[bins_panel + c] = zero; });
   };
-  const int64_t count = product(product(l.groups * l.panels, l.depth + 1), 2 * bins_panel);
-  l.weight_records.resize(l.short_records ? count : 2 * count);
+  l.weight_records.resize(product(product(l.groups * l.panels, l.depth + 1), record));
   if (l.short_records) {
-    fill(l.weight_records.data());
+    fill(reinterpret_cast<uint16_t*>(l.weight_records.data()));
   } else {
     fill(reinterpret_cast<uint32_t*>(l.weight_records.data()));
+  }
+}
+
+/* Packed activations as the kernel takes them: in the low half the beginning in the table, in the high one the place
+ * of the record, from that of the panel. Zeros are left out of a block where no step counts them. */
+void bin_entries(const Layer& l, uint64_t* packed, int64_t rows, int32_t* counts) {
+  const int64_t record = 2 * bins_panel * (l.short_records ? 2 : 4);
+  const bool counted = l.saturate && l.step_limit >= 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    uint64_t* const row = packed + r * l.depth;
+    for (int64_t first = 0; first < l.depth; first += l.bin_block) {
+      uint64_t* to = row + first;
+      for (int64_t k = first; k < std::min(first + l.bin_block, l.depth); ++k) {
+        const auto kept = static_cast<int64_t>(row[k]) >> 32;
+        const auto place = static_cast<uint64_t>(((k + 1) * record | record / 2) & kept);
+        *to = place << 32 | (row[k] & UINT32_MAX);
+        to += counted || kept != 0;
+      }
+      *counts++ = static_cast<int32_t>(to - row - first);
+    }
   }
 }
 
@@ -700,12 +719,14 @@ void make_linear(Layer& l, const lns_dot_desc& d, const Isa& isa) {
   }
   double combined = 0;
   for (int64_t b = 0; b < d.bins; ++b) combined += std::fabs(static_cast<double>(d.constants[b]));
-  if (one_bin && d.bins > 1 && d.bins <= 16 && (wraps32 || step32) && bins_table_size(d) <= kBinsTable &&
-      std::ldexp(combined, d.acc_bits - 1) < 9.0e15) {
+  if (one_bin && d.bins > 1 && d.bins <= 16 && (wraps32 || step32) && d.depth < (1 << 24) &&
+      bins_table_size(d) <= kBinsTable && std::ldexp(combined, d.acc_bits - 1) < 9.0e15) {
     set_kernel(l, Kind::bins, isa.bins, !saturate ? "bins-wrap" : steps ? "bins-lanes" : "bins-saturate");
     start32();
     pack_bins(l, d, bin_of);
-    return bound_terms(l, d, 0, false, 0);
+    bound_terms(l, d, 0, false, 0);
+    l.bin_block = l.bounded ? l.bound_depth : (256 + l.lanes - 1) / l.lanes * l.lanes;
+    return;
   }
   set_kernel(l, Kind::general, Kernel{1, 1, nullptr}, "general");
   l.acc_size = 8;
@@ -1047,7 +1068,7 @@ void finish(const Tile& t, int64_t rows, lns_counts& counts, Store store) {
 
 /* Memory that a thread keeps from tile to tile. */
 struct Scratch {
-  Buffer<char> a, acc, planes, sums, terms;
+  Buffer<char> a, acc, planes, sums, terms, counts;
   static char* at_least(Buffer<char>& buffer, int64_t size) {
     if (buffer.size() < size) buffer.resize(size);
     return buffer.data();
@@ -1231,6 +1252,13 @@ void run_rows(const Layer& l, int64_t rows, int threads, lns_counts* counts, Fil
       sum_bounds(l, a, padded, sums);
       row_sums = sums;
     }
+    const int32_t* entry_counts = nullptr;
+    if (l.kind == Kind::bins) {
+      const int64_t blocks = (l.depth + l.bin_block - 1) / l.bin_block;
+      auto* counted = reinterpret_cast<int32_t*>(Scratch::at_least(scratch.counts, product(padded * blocks, 4) + 4));
+      bin_entries(l, reinterpret_cast<uint64_t*>(a), padded, counted);
+      entry_counts = counted;
+    }
     char* acc = Scratch::at_least(scratch.acc, chunk * column_bytes);
     const int64_t begin = l.panels * share / shares, end = l.panels * (share + 1) / shares;
     lns_counts found = {0, 0, 0, 0};
@@ -1238,6 +1266,7 @@ void run_rows(const Layer& l, int64_t rows, int threads, lns_counts* counts, Fil
       Tile t = {&l, group, p, std::min(p + chunk, end), padded, a, acc};
       t.panel = l.kernel.panel;
       t.row_sums = row_sums;
+      t.entry_counts = entry_counts;
       compute(t);
       finish(t, real, found, [&](const int32_t* words, int64_t r, int64_t height, int64_t channel, int64_t columns) {
         store(words, first + r, height, channel, columns);

@@ -140,6 +140,7 @@ struct Tile {
   const uint64_t* planes = nullptr;         /* shifted: [rows, words of depth, positive and negative] bits of `a` */
   int panel = 0;                            /* columns of a panel */
   int32_t* terms = nullptr;                 /* expanded: memory for the terms of a block, terms_bytes */
+  const int32_t* entry_counts = nullptr;    /* bins: [rows, blocks of bin_block] */
   const float* row_sums = nullptr;          /* bounded: [rows, blocks of bound_depth] sums of what bounds activations */
 };
 
@@ -224,7 +225,8 @@ struct Layer {
   int32_t round_add, round_mask;
   /* gather and bins: terms by packed sum; with bins, bin_stride integers each */
   Buffer<int32_t> table;
-  Buffer<uint16_t> weight_records; /* bins: see pack_bins */
+  Buffer<char> weight_records; /* bins: see pack_bins */
+  int64_t bin_block = 0;       /* depth of a block of entries, see bin_entries */
   alignas(64) double bin_constants[16] = {};
   bool short_records = false;
   /* Saturating sums that provably stay in range are added without clamping: over a block of depth, terms are at most

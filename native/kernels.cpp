@@ -525,20 +525,16 @@ struct Lanes {
 
 /* Some depth of one row and one panel, into sums that lie in memory. */
 template <int E, class Index, Mode mode, int kColumns>
-LNS_INLINE void bins_block(const Layer& l, const int64_t* row, const char* panel, int64_t start, int64_t end,
-                           int32_t* out) {
+LNS_INLINE void bins_block(const Layer& l, const uint64_t* entries, int64_t count, const char* panel, int32_t* out) {
   using Vector = typename Lanes<E>::Vector;
-  constexpr int64_t kRecord = 2 * bins_panel * sizeof(Index);
   const char* const table = (const char*)l.table.data();
   const Vector limit = Lanes<E>::all(l.limit), step_limit = Lanes<E>::all(l.step_limit);
   Vector sum[kColumns], step[kColumns];
 #pragma GCC unroll 8
   for (int c = 0; c < kColumns; ++c) sum[c] = *(const Vector*)(out + c * E);
-  const auto add_term = [&](int64_t k, Vector* to) __attribute__((always_inline)) {
-    /* see pack_bins: the low half says where in the table, the high one which record */
-    const int64_t packed = row[k];
-    const char* const from = table + static_cast<uint32_t>(packed);
-    const char* const record = panel + (((k + 1) * kRecord | kRecord / 2) & (packed >> 32));
+  const auto add_term = [&](uint64_t entry, Vector* to) __attribute__((always_inline)) {
+    /* see bin_entries: the low half says where in the table, the high one which record */
+    const char *const from = table + static_cast<uint32_t>(entry), *const record = panel + (entry >> 32);
     /* several indices a load: loads are what there are most of */
     constexpr int kOfLoad = 8 / sizeof(Index);
 #pragma GCC unroll 8
@@ -553,18 +549,18 @@ LNS_INLINE void bins_block(const Layer& l, const int64_t* row, const char* panel
     }
   };
   if (mode == kLanes) {
-    for (int64_t first = start; first < end; first += l.lanes) {
+    for (int64_t first = 0; first < count; first += l.lanes) {
 #pragma GCC unroll 8
       for (int c = 0; c < kColumns; ++c) step[c] = Lanes<E>::all(0);
-      for (int64_t k = first; k < std::min(first + l.lanes, end); ++k) add_term(k, step);
+      for (int64_t i = first; i < std::min<int64_t>(first + l.lanes, count); ++i) add_term(entries[i], step);
 #pragma GCC unroll 8
       for (int c = 0; c < kColumns; ++c) {
         sum[c] = Lanes<E>::clamp(Lanes<E>::add(sum[c], Lanes<E>::clamp(step[c], step_limit)), limit);
       }
     }
   } else {
-    for (int64_t k = start; k < end; ++k) {
-      add_term(k, sum);
+    for (int64_t i = 0; i < count; ++i) {
+      add_term(entries[i], sum);
       if (mode == kSaturate) {
 #pragma GCC unroll 8
         for (int c = 0; c < kColumns; ++c) sum[c] = Lanes<E>::clamp(sum[c], limit);
@@ -581,16 +577,15 @@ LNS_INLINE void bins_with(const Tile& t) {
   constexpr int kColumns = mode == kLanes ? bins_panel / 2 : bins_panel;
   constexpr int64_t kRecord = 2 * bins_panel * sizeof(Index);
   const Layer& l = *t.layer;
-  const auto* a = static_cast<const int64_t*>(t.a);
+  const auto* a = static_cast<const uint64_t*>(t.a);
   auto* acc = static_cast<int32_t*>(t.acc);
   const int64_t panels = t.last_panel - t.first_panel;
   std::memset(acc, 0, static_cast<size_t>(t.rows * panels) * bins_panel * E * sizeof(int32_t));
-  const int64_t unit = l.bounded ? l.bound_depth : mode == kLanes ? l.lanes : kDepth;
-  const int64_t block = (kDepth + unit - 1) / unit * unit;
-  const int64_t piece = mode == kWrap || !l.bounded ? block : unit;
+  const int64_t unit = l.bin_block, block = (kDepth + unit - 1) / unit * unit;
+  const int64_t blocks = (l.depth + unit - 1) / unit;
   for (int64_t p = 0; p < panels; ++p) {
     const int64_t at = t.group * l.panels + t.first_panel + p;
-    const char* const panel = (const char*)l.weight_records.data() + at * (l.depth + 1) * kRecord;
+    const char* const panel = l.weight_records.data() + at * (l.depth + 1) * kRecord;
     if (!l.start32.empty()) {
       for (int64_t r = 0; r < t.rows; ++r) {
         for (int c = 0; c < bins_panel; ++c) {
@@ -599,17 +594,16 @@ LNS_INLINE void bins_with(const Tile& t) {
       }
     }
     for (int64_t start = 0; start < l.depth; start += block) {
-      const int64_t end = std::min(start + block, l.depth);
       for (int64_t r = 0; r < t.rows; ++r) {
-        const int64_t* row = a + r * l.depth;
         int32_t* const out = acc + (r * panels + p) * bins_panel * E;
-        for (int64_t first = start; first < end; first += piece) {
-          const int64_t last = std::min(first + piece, end);
+        for (int64_t first = start; first < std::min(start + block, l.depth); first += unit) {
+          const uint64_t* entries = a + r * l.depth + first;
+          const int64_t count = t.entry_counts[r * blocks + first / unit];
           if (mode == kWrap || (l.bounded && within(out, bins_panel * E, room(t, r, at, first)))) {
-            bins_block<E, Index, kWrap, bins_panel>(l, row, panel, first, last, out);
+            bins_block<E, Index, kWrap, bins_panel>(l, entries, count, panel, out);
           } else {
             for (int c = 0; c < bins_panel; c += kColumns) {
-              bins_block<E, Index, mode, kColumns>(l, row, panel + c * sizeof(Index), first, last, out + c * E);
+              bins_block<E, Index, mode, kColumns>(l, entries, count, panel + c * sizeof(Index), out + c * E);
             }
           }
         }
