@@ -273,6 +273,8 @@ def test_interruption_keeps_the_run_and_says_so(tmp_path):
     process = subprocess.Popen(
         [*COMMAND, "train", "--epochs", "400", "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # what the background of a shell runs ignores interrupts, and its children would too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     for _ in range(600):
         if (out / "checkpoint.safetensors").exists() or process.poll() is not None:
