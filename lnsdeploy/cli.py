@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -484,7 +484,15 @@ def info(as_json: bool) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point: runs a command and turns every expected failure into one line and an exit status."""
-    sys.exit(_run(argv))
+    status = _run(argv)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # one of torchrun's processes: threads of torch.distributed may outlive the interpreter, and abort it at its end
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _run(argv: list[str] | None) -> int:

@@ -173,6 +173,8 @@ def processes(backend: str = "gloo") -> Iterator[Shards]:
     with share_cores(shards):
         # after an error the connections stay until the process ends, which the others wait for
         yield shards
+    # nobody takes the connections down while another still uses them
+    distributed.barrier()
     distributed.destroy_process_group()
 
 
