@@ -92,8 +92,8 @@ struct Output {
 };
 
 /* The raw code of a magnitude (spec 4.6): how many of the sorted thresholds it reaches. A table indexed by the leading
- * one and the bits after it says how many are certain; the few that are left are compared, always as many, as which of
- * them are reached is anybody's guess. */
+ * one and the bits after it says how many are certain; the few that are left are compared. Vectors compare `steps` of
+ * them always. */
 class RawCode {
  public:
   void build(const int64_t* thresholds, int64_t count);
