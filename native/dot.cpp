@@ -661,7 +661,7 @@ void make_linear(Layer& l, const lns_dot_desc& d, const Isa& isa) {
     if (l.gamma) {
       make_expanded(l, d, isa.shifted, shifted_depth, bias, entry);
       if (l.expands) make_shifted(l, d);
-    } else if ((wraps32 || (step32 && !steps)) && ((wraps32 && isa.prefers_expanded) || !s.found)) {
+    } else if ((wraps32 || (step32 && !steps)) && !s.found) {
       make_expanded(l, d, wraps32 ? isa.expanded_wrap : isa.expanded_saturate, expanded_depth, bias, entry);
     }
     const int64_t a_top = (max_code(d.activation) * d.activation_widen) >> s.f;

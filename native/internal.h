@@ -163,7 +163,7 @@ struct Isa {
       mitchell_saturate, mitchell_lanes, gather_wrap, gather_saturate, gather_lanes, bins, log8, log16, log16_gather,
       log32;
   bool has_log8, has_log16;
-  bool prefers_expanded, prefers_shifted; /* even where products can be computed */
+  bool prefers_shifted; /* even where products can be computed */
 };
 const Isa& isa_portable();
 #ifdef LNS_HAVE_AVX2

@@ -1269,8 +1269,7 @@ const Isa& LNS_JOIN(isa_, LNS_ISA_NAME)() {
       {V, kChains, log32},
       kHasLog8,
       kHasLog16,
-      kBytes == 64,
-      kBytes != 32,
+      kBytes < 32,
   };
   return isa;
 }
