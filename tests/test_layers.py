@@ -555,8 +555,8 @@ def test_untraceable_parts_stay_unfused_with_a_note() -> None:
 
 
 def test_layers_without_lns_form_are_named() -> None:
-    model = nn.Sequential(nn.Conv1d(2, 3, 1), nn.Flatten(), nn.Linear(12, 2))
-    with pytest.warns(PrepareWarning, match=r"no LNS form, left in float: 0 \(Conv1d\)"):
+    model = nn.Sequential(nn.ConvTranspose1d(2, 3, 1), nn.Flatten(), nn.Linear(12, 2))
+    with pytest.warns(PrepareWarning, match=r"no LNS form, left in float: 0 \(ConvTranspose1d\)"):
         prepare_(model)
 
 

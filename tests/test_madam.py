@@ -741,7 +741,7 @@ def test_states_of_something_else_are_refused(optimizer):
             (floats, "has no codes, this optimizer updates that parameter by the other rule"),
             (damaged(good, codes=torch.zeros(3, 2)), "codes of torch.float32"),
             (damaged(good, codes=torch.full((3, 2), -32768, dtype=torch.int16)), "codes beyond ±32767"),
-            (damaged(good, offset=None), "lacks codes, bits, gamma, offset or position"),
+            (damaged(good, offset=None), "lacks codes, bits, gamma, compute_bits, offset or position"),
             (damaged(good, offset=1 << 40), "offset or position out of range"),
             (damaged(good, bits=99), "bits must be from 2 to 32"),
         ]

@@ -314,6 +314,59 @@ def _checked_offset(offset: Any, axis: int | None, x: Tensor, name: str) -> int 
     return offset
 
 
+class _QuantizedBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, fmt: LNSFormat, method: Method, per_channel: bool, name: str) -> Tensor:
+        ctx.rule = fmt, method, per_channel, name
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        fmt, method, per_channel, name = ctx.rule
+        return quantize_now(grads[0], fmt, method=method, per_channel=per_channel, name=name), None, None, None, None
+
+
+def quantize_backward(
+    x: Tensor, fmt: LNSFormat, *, method: Method = "absmax", per_channel: bool = False, name: str = "gradient"
+) -> Tensor:
+    """`x` itself, whose gradient is rounded to the values of LNS words on its way back.
+
+    Placed behind a layer it quantizes the layer's error, in front of a weight the weight's gradient (Q_E and Q_G of
+    Zhao et al. 2022). Gradients change from step to step by orders of magnitude, so the offset is calibrated on the
+    very tensor that is rounded.
+
+    Args:
+        x: any shape, floating point.
+        fmt: the words' format.
+        method: ``"absmax"``, ``"percentile"`` or ``"lsq"``.
+        per_channel: one offset for each index of axis 0.
+        name: names the gradient in error messages.
+
+    Raises:
+        BadValueError: in the backward pass, NaN or infinity in the gradient.
+    """
+    made: Tensor = _QuantizedBackward.apply(x, fmt, method, per_channel, name)  # type: ignore[no-untyped-call]
+    return made
+
+
+def quantize_now(
+    x: Tensor, fmt: LNSFormat, *, method: Method = "absmax", per_channel: bool = False, name: str = "tensor"
+) -> Tensor:
+    """decode(encode(x)) with offsets calibrated on `x` itself (spec 2.6).
+
+    Args:
+        x, fmt, method, per_channel, name: as in :func:`quantize_backward`.
+
+    Raises:
+        BadValueError: NaN or infinity in `x`.
+    """
+    if not x.numel():
+        return x
+    found = calibrate_weight(x, fmt, method=method, per_channel=per_channel, name=name)
+    offset = torch.from_numpy(found) if isinstance(found, np.ndarray) else found
+    return _quantize(x, fmt, offset, 0 if per_channel else None, "zero", False, name)[0]
+
+
 # ---------------------------------------------------------------------------------------------------
 # Offsets
 

@@ -24,14 +24,14 @@ from lnsdeploy.datapath import load_datapath
 from lnsdeploy.errors import BadTypeError, BadValueError
 from lnsdeploy.formats import LNSFormat, LNSTensor, Offset, encode
 from lnsdeploy.recipe import LayerRecipe, Recipe
-from lnsdeploy.training.fake_quantize import ActivationQuantizer, calibrate_weight, fake_quantize
+from lnsdeploy.training.fake_quantize import ActivationQuantizer, calibrate_weight, fake_quantize, quantize_backward
 
 # A batch norm's scale below this is taken as 1 in training: 0/0 otherwise, and nothing to deploy anyway.
 _LEAST_SCALE = 1e-12
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _Layer = TypeVar("_Layer", bound="LNSLayer")
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 class PrepareWarning(UserWarning):
@@ -68,7 +68,11 @@ class LNSLayer(nn.Module):
 
     The buffer `weight_offset` (int64, [] or [channels]) follows the weights: in training at every forward
     (with ``"lsq"``, which is slow, at every change of mode), and at every call of ``train()`` or ``eval()``; in
-    eval mode it is frozen.
+    eval mode it is frozen. Where an optimizer holds the weights as codes of its own (:class:`LNSMadam`), it follows the
+    optimizer's instead, see :meth:`hold_offset`.
+
+    Where the recipe names formats for `error` and `gradient`, the backward pass of training rounds the gradient of
+    the layer's output, and that of its weights, to their words.
     """
 
     weight_offset: Tensor
@@ -77,17 +81,18 @@ class LNSLayer(nn.Module):
     layer_name: str
     _norm: BatchNorm | None
     _stale: bool
+    _held: bool = False
+    # an embedding is looked up by integers
+    _takes_numbers = True
 
     def _setup(self, recipe: LayerRecipe, name: str, norm: BatchNorm | None) -> None:
         # not registered as a child: its parameters keep the names they have in the model
         object.__setattr__(self, "_norm", norm)
         self.recipe, self.layer_name = recipe, name
         quantizer = None
-        if recipe.activation is not None:
-            quantizer = ActivationQuantizer(
-                recipe.activation, recipe.calibration, name=f"the input of {name}" if name else "the layer's input"
-            ).to(self._weight.device)
-            quantizer.train(self.training)
+        if recipe.activation is not None and self._takes_numbers:
+            quantizer = _activation_quantizer(recipe, f"the input of {name}" if name else "the layer's input")
+            quantizer.to(self._weight.device).train(self.training)
         self.input_quantizer = quantizer
         if recipe.weight is not None:
             shape = self._weight.shape[:1] if recipe.granularity == "channel" else ()
@@ -95,7 +100,32 @@ class LNSLayer(nn.Module):
         else:
             self._buffers.pop("weight_offset", None)
         # weights may still be loaded or initialised; the offsets are made when they are first needed
-        self._stale = True
+        self._stale, self._held = True, False
+
+    def hold_offset(self, offset: Offset) -> None:
+        """Fix the weights' offset: from now on it no longer follows the weights.
+
+        For weights that already are values of words of this offset, which rounding then leaves as they are. A layer
+        with a folded norm has words of other numbers, and ignores the call.
+
+        Args:
+            offset: an integer, or int64 [channels] if the recipe says so.
+
+        Raises:
+            BadValueError: the weights are float, or `offset` has another shape.
+        """
+        if self.recipe.weight is None:
+            raise BadValueError(f"layer {self.layer_name!r} has float weights, and so no offset")
+        if self._norm is not None:
+            return
+        value = torch.as_tensor(offset, dtype=torch.int64)
+        if value.shape != self.weight_offset.shape:
+            raise BadValueError(
+                f"layer {self.layer_name!r}: offsets of shape {tuple(value.shape)}, though its recipe needs "
+                f"{tuple(self.weight_offset.shape)}"
+            )
+        self.weight_offset.copy_(value)
+        self._stale, self._held = False, True
 
     @property
     def _weight(self) -> Tensor:
@@ -103,7 +133,7 @@ class LNSLayer(nn.Module):
 
     @property
     def _bias(self) -> Tensor | None:
-        return cast("Tensor | None", self.bias)
+        return cast("Tensor | None", getattr(self, "bias", None))
 
     @property
     def norm(self) -> BatchNorm | None:
@@ -155,7 +185,7 @@ class LNSLayer(nn.Module):
             weight=recipe.weight,
             weight_offset=self._offset() if quantized else 0,
             weight_axis=self.weight_axis if quantized else None,
-            activation=recipe.activation,
+            activation=None if quantizer is None else recipe.activation,
             input_offset=0 if quantizer is None else int(quantizer.offset),
             datapath=recipe.datapath,
         )
@@ -168,19 +198,37 @@ class LNSLayer(nn.Module):
         """
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
-        norm = self._norm
+        y = self._product(x, self._norm)
+        error = self.recipe.error
+        if isinstance(error, LNSFormat):
+            y = quantize_backward(y, error, method=self.recipe.calibration, name=self._error_name())
+        return y
+
+    def _product(self, x: Tensor, norm: BatchNorm | None) -> Tensor:
+        raw = self._weight
+        if isinstance(self.recipe.gradient, LNSFormat):
+            raw = quantize_backward(
+                raw,
+                self.recipe.gradient,
+                method=self.recipe.calibration,
+                per_channel=self.weight_axis is not None,
+                name=f"the gradient of {self._weight_name()}",
+            )
         if norm is None:
-            return self._operate(x, self._quantized(self._weight, self.training), self._bias)
+            return self._operate(x, self._quantized(raw, self.training), self._bias)
         if not norm.training:
-            weight, bias = fold(self, norm)
+            weight, bias = fold(self, norm, raw)
             return self._operate(x, self._quantized(weight, False), bias)
         # Quantize at the scale of deployment, then undo the scale: the batch norm, which follows as its own
         # module, sees the convolution of the weights that deployment will have, up to that scale.
         scale = norm_scale(norm).detach()
         scale = torch.where(scale.abs() < _LEAST_SCALE, torch.ones_like(scale), scale)
         scale = scale.view(-1, *[1] * (self._weight.ndim - 1))
-        weight = self._quantized(self._weight * scale, True) / scale
+        weight = self._quantized(raw * scale, True) / scale
         return self._operate(x, weight, self._bias)
+
+    def _error_name(self) -> str:
+        return f"the error at {self.layer_name}" if self.layer_name else "the layer's error"
 
     def _operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError  # pragma: no cover - every kind of layer defines it
@@ -189,7 +237,7 @@ class LNSLayer(nn.Module):
         fmt = self.recipe.weight
         if fmt is None:
             return weight
-        if follow and (self._stale or self.recipe.calibration != "lsq"):
+        if follow and not self._held and (self._stale or self.recipe.calibration != "lsq"):
             self._calibrate(weight)
         else:
             self._refresh_if_stale()
@@ -221,7 +269,7 @@ class LNSLayer(nn.Module):
         """As in torch; also lets the offsets of the weights follow the weights as they are now."""
         super().train(mode)
         # a folded norm may be loaded or moved later than this layer, so only mark it
-        self._stale = True
+        self._stale = not self._held
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -243,6 +291,7 @@ class LNSLayer(nn.Module):
         )
         key = prefix + "weight_offset"
         self._stale = key not in state_dict
+        self._held = False
         if key in missing_keys:
             # the state of a float model: offsets follow from its weights
             missing_keys.remove(key)
@@ -280,7 +329,23 @@ class LNSLinear(LNSLayer, nn.Linear):
         return functional.linear(x, weight, bias)
 
 
-class LNSConv2d(LNSLayer, nn.Conv2d):
+class _LNSConv(LNSLayer):
+    """What convolutions of any dimension share; torch's own class comes second."""
+
+    def __init__(self, *args: Any, recipe: LayerRecipe | None = None, name: str = "", **options: Any):
+        super().__init__(*args, **options)
+        self._setup(recipe or LayerRecipe(), name, None)
+
+    def _operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        made: Tensor = cast(Any, self)._conv_forward(x, weight, bias)
+        return made
+
+
+class LNSConv1d(_LNSConv, nn.Conv1d):
+    """A one-dimensional convolution on LNS words; see :class:`LNSConv2d`."""
+
+
+class LNSConv2d(_LNSConv, nn.Conv2d):
     """A two-dimensional convolution on LNS words.
 
     Args:
@@ -289,25 +354,110 @@ class LNSConv2d(LNSLayer, nn.Conv2d):
         name: names it in messages.
     """
 
+
+class LNSConv3d(_LNSConv, nn.Conv3d):
+    """A three-dimensional convolution on LNS words; see :class:`LNSConv2d`."""
+
+
+class LNSEmbedding(LNSLayer, nn.Embedding):
+    """A table of vectors whose entries are LNS words.
+
+    Args:
+        args, options: as for ``torch.nn.Embedding``; gradients must be dense.
+        recipe: its formats; only those of weights, gradients and errors count.
+        name: names it in messages.
+    """
+
+    _takes_numbers = False
+
     def __init__(self, *args: Any, recipe: LayerRecipe | None = None, name: str = "", **options: Any):
         super().__init__(*args, **options)
         self._setup(recipe or LayerRecipe(), name, None)
 
     def _operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        made: Tensor = self._conv_forward(x, weight, bias)
-        return made
+        return functional.embedding(
+            x, weight, self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse
+        )
 
 
-class LNSLinearBn(LNSLinear):
-    """A linear layer whose following batch norm is folded into its words; see :class:`LNSConvBn2d`."""
+class Matmul(nn.Module):
+    """A product of two activations, as in attention, as a module of its own.
 
-    def __init__(self, *args: Any, norm: nn.BatchNorm1d, **options: Any):
+    ``torch.matmul`` leaves nothing behind that :func:`prepare_` could convert; this does, and becomes a
+    :class:`LNSMatmul`.
+    """
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """a[…, m, k]·b[…, k, n]."""
+        return torch.matmul(a, b)
+
+
+class LNSMatmul(Matmul):
+    """A product of two activations on LNS words: both have the format of activations, each its offset.
+
+    Args:
+        recipe: its formats.
+        name: names it in messages.
+    """
+
+    left_quantizer: ActivationQuantizer | None
+    right_quantizer: ActivationQuantizer | None
+
+    def __init__(self, *, recipe: LayerRecipe | None = None, name: str = ""):
+        super().__init__()
+        self._setup(recipe or LayerRecipe(), name)
+
+    def _setup(self, recipe: LayerRecipe, name: str) -> None:
+        self.recipe, self.layer_name = recipe, name
+        for side in ("left", "right"):
+            made = None
+            if recipe.activation is not None:
+                made = _activation_quantizer(recipe, f"the {side} operand of {name or 'a product'}")
+                made.train(self.training)
+            setattr(self, f"{side}_quantizer", made)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """a[…, m, k]·b[…, k, n] of fake-quantized operands."""
+        if self.left_quantizer is not None:
+            a = self.left_quantizer(a)
+        if self.right_quantizer is not None:
+            b = self.right_quantizer(b)
+        y = super().forward(a, b)
+        error = self.recipe.error
+        if isinstance(error, LNSFormat):
+            name = f"the error at {self.layer_name or 'a product'}"
+            y = quantize_backward(y, error, method=self.recipe.calibration, name=name)
+        return y
+
+    def extra_repr(self) -> str:
+        return f"activation={self.recipe.activation or 'float'}"
+
+
+def _activation_quantizer(recipe: LayerRecipe, name: str) -> ActivationQuantizer:
+    assert recipe.activation is not None
+    return ActivationQuantizer(recipe.activation, recipe.calibration, name=name)
+
+
+class _WithNorm(LNSLayer):
+    """A layer whose following batch norm is folded into its words."""
+
+    def __init__(self, *args: Any, norm: BatchNorm, **options: Any):
         super().__init__(*args, **options)
-        _check_pair(self, norm)
+        why = _foldable(self, norm)
+        if why is not None:
+            raise BadValueError(f"norm: {why}")
         self._setup(self.recipe, self.layer_name, norm)
 
 
-class LNSConvBn2d(LNSConv2d):
+class LNSLinearBn(_WithNorm, LNSLinear):
+    """A linear layer whose following batch norm is folded into its words; see :class:`LNSConvBn2d`."""
+
+
+class LNSConvBn1d(_WithNorm, LNSConv1d):
+    """A one-dimensional convolution with a folded batch norm; see :class:`LNSConvBn2d`."""
+
+
+class LNSConvBn2d(_WithNorm, LNSConv2d):
     """A convolution whose following batch norm is folded into its words.
 
     In training the weights are quantized at the scale that the norm's running statistics give them, and the
@@ -321,37 +471,41 @@ class LNSConvBn2d(LNSConv2d):
             this module: register it where the model calls it.
     """
 
-    def __init__(self, *args: Any, norm: nn.BatchNorm2d, **options: Any):
-        super().__init__(*args, **options)
-        _check_pair(self, norm)
-        self._setup(self.recipe, self.layer_name, norm)
+
+class LNSConvBn3d(_WithNorm, LNSConv3d):
+    """A three-dimensional convolution with a folded batch norm; see :class:`LNSConvBn2d`."""
 
 
-class FoldedBatchNorm1d(nn.BatchNorm1d):
-    """A batch norm that is folded into the layer before it: in eval mode it does nothing."""
-
+class _Folded(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         """The normalised batch in training, `x` itself in eval mode."""
         return super().forward(x) if self.training else x
 
 
-class FoldedBatchNorm2d(nn.BatchNorm2d):
+class FoldedBatchNorm1d(_Folded, nn.BatchNorm1d):
     """A batch norm that is folded into the layer before it: in eval mode it does nothing."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The normalised batch in training, `x` itself in eval mode."""
-        return super().forward(x) if self.training else x
+
+class FoldedBatchNorm2d(_Folded, nn.BatchNorm2d):
+    """A batch norm that is folded into the layer before it: in eval mode it does nothing."""
 
 
-_FOLDED = (FoldedBatchNorm1d, FoldedBatchNorm2d)
+class FoldedBatchNorm3d(_Folded, nn.BatchNorm3d):
+    """A batch norm that is folded into the layer before it: in eval mode it does nothing."""
+
+
+_FOLDED = (FoldedBatchNorm1d, FoldedBatchNorm2d, FoldedBatchNorm3d)
 
 
 def _foldable(layer: nn.Module, norm: nn.Module) -> str | None:
     """Why a batch norm cannot be folded into the layer before it; None if it can."""
     if isinstance(layer, nn.Linear):
         fits, channels = isinstance(norm, nn.BatchNorm1d), layer.out_features
+    elif isinstance(layer, nn.modules.conv._ConvNd):
+        kind = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[len(layer.kernel_size) - 1]
+        fits, channels = isinstance(norm, kind), layer.out_channels
     else:
-        fits, channels = isinstance(norm, nn.BatchNorm2d), cast(nn.Conv2d, layer).out_channels
+        fits, channels = False, 0
     if not fits or not isinstance(norm, BatchNorm):
         return f"a {type(norm).__name__} does not belong to a {type(layer).__name__}"
     if norm.num_features != channels:
@@ -361,12 +515,6 @@ def _foldable(layer: nn.Module, norm: nn.Module) -> str | None:
     return None
 
 
-def _check_pair(layer: nn.Module, norm: nn.Module) -> None:
-    why = _foldable(layer, norm)
-    if why is not None:
-        raise BadValueError(f"norm: {why}")
-
-
 def norm_scale(norm: BatchNorm) -> Tensor:
     """γ/√(σ² + ε) of a batch norm's running statistics, [channels]."""
     variance = cast(Tensor, norm.running_var)
@@ -374,7 +522,7 @@ def norm_scale(norm: BatchNorm) -> Tensor:
     return scale if norm.weight is None else norm.weight * scale
 
 
-def fold(layer: nn.Module, norm: BatchNorm) -> tuple[Tensor, Tensor]:
+def fold(layer: nn.Module, norm: BatchNorm, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Weight and bias of a layer with the batch norm after it folded in.
 
     y = scale·(w·x + b − μ) + β = (scale·w)·x + (β + (b − μ)·scale), in the weights' dtype. Everything that
@@ -383,8 +531,10 @@ def fold(layer: nn.Module, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     Args:
         layer: with `weight` [channels, …] and `bias` [channels] or None.
         norm: with running statistics.
+        weight: instead of the layer's own.
     """
-    weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
+    weight = cast(Tensor, layer.weight) if weight is None else weight
+    bias = cast("Tensor | None", layer.bias)
     scale = norm_scale(norm)
     mean = cast(Tensor, norm.running_mean)
     shift = (-mean if bias is None else bias - mean) * scale
@@ -398,7 +548,7 @@ def fold(layer: nn.Module, norm: BatchNorm) -> tuple[Tensor, Tensor]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (LNSLayer, ActivationQuantizer, *_FOLDED)) or super().is_leaf_module(
+        return isinstance(m, (LNSLayer, Matmul, ActivationQuantizer, *_FOLDED)) or super().is_leaf_module(
             m, module_qualified_name
         )
 
@@ -412,11 +562,11 @@ class _Pairs:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, LNSLayer) or type(module) in (nn.Linear, nn.Conv2d)
+    return isinstance(module, (LNSLayer, Matmul)) or type(module) in _KINDS
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return type(module) in (nn.BatchNorm1d, nn.BatchNorm2d)
+    return type(module) in _NORMS
 
 
 def _find_pairs(model: nn.Module) -> _Pairs:
@@ -454,9 +604,19 @@ def _trace_pairs(module: nn.Module, prefix: str, pairs: _Pairs) -> None:
 # Conversion
 
 
+# Of torch's layers: without, and with a batch norm that follows.
 _KINDS: dict[type[nn.Module], tuple[type[LNSLayer], type[LNSLayer]]] = {
     nn.Linear: (LNSLinear, LNSLinearBn),
+    nn.Conv1d: (LNSConv1d, LNSConvBn1d),
     nn.Conv2d: (LNSConv2d, LNSConvBn2d),
+    nn.Conv3d: (LNSConv3d, LNSConvBn3d),
+    # no norm may follow an embedding
+    nn.Embedding: (LNSEmbedding, LNSEmbedding),
+}
+_NORMS: dict[type[nn.Module], type[_Folded]] = {
+    nn.BatchNorm1d: FoldedBatchNorm1d,
+    nn.BatchNorm2d: FoldedBatchNorm2d,
+    nn.BatchNorm3d: FoldedBatchNorm3d,
 }
 # They multiply and accumulate, but have no LNS layer: worth a word.
 _LEFT_IN_FLOAT = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
@@ -465,9 +625,11 @@ _LEFT_IN_FLOAT = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.RNNBase, n
 def prepare_(model: nn.Module, recipe: Recipe | None = None) -> nn.Module:
     """Convert a torch model in place, so that it trains and runs on the words of a recipe.
 
-    Every ``nn.Linear`` and ``nn.Conv2d`` becomes an :class:`LNSLinear` or :class:`LNSConv2d` with the same
-    parameters under the same name. A batch norm that takes the output of such a layer, and nothing
-    else does (found by symbolic tracing), is folded. State dicts of the float model still load. Layers that
+    Every ``nn.Linear``, ``nn.Conv1d`` to ``nn.Conv3d`` and ``nn.Embedding`` becomes an :class:`LNSLinear`,
+    :class:`LNSConv2d` and so on with the same parameters under the same name, every :class:`Matmul` an
+    :class:`LNSMatmul`. Errors and gradients are rounded where the recipe names formats for them. A batch norm that
+    takes the output of such a layer, and nothing else does (found by symbolic tracing), is folded. State dicts of the
+    float model still load. Layers that
     the recipe leaves wholly in float are not touched. A second call with the same recipe changes nothing;
     with another recipe it changes the formats, and calibration begins anew.
 
@@ -496,20 +658,25 @@ def prepare_(model: nn.Module, recipe: Recipe | None = None) -> nn.Module:
         if layer_recipe.datapath is not None:
             load_datapath(layer_recipe.datapath)
     pairs = _find_pairs(model)
-    norms: dict[nn.Module, BatchNorm] = {layer: norm for layer, norm in pairs.found if not chosen[layer].is_float}
+    norms: dict[nn.Module, BatchNorm] = {layer: norm for layer, norm in pairs.found if not _in_float(chosen[layer])}
     replaced: dict[nn.Module, nn.Module] = {}
     for layer, layer_recipe in chosen.items():
-        if isinstance(layer, LNSLayer):
-            if layer.recipe != layer_recipe:
+        if isinstance(layer, (LNSLayer, LNSMatmul)):
+            if layer.recipe == layer_recipe:
+                continue
+            if isinstance(layer, LNSMatmul):
+                layer._setup(layer_recipe, layer.layer_name)
+            else:
                 layer._setup(layer_recipe, layer.layer_name, layer.norm)
-        elif not layer_recipe.is_float:
+        elif isinstance(layer, Matmul):
+            if not _in_float(layer_recipe):
+                product = LNSMatmul(recipe=layer_recipe, name=names[layer])
+                replaced[layer] = product.train(layer.training)
+        elif not _in_float(layer_recipe):
             norm = norms.get(layer)
             if norm is not None:
                 plain_norm = norm
-                if isinstance(norm, nn.BatchNorm1d):
-                    norm = _recast(norm, FoldedBatchNorm1d)
-                else:
-                    norm = _recast(norm, FoldedBatchNorm2d)
+                norm = cast(BatchNorm, _recast(norm, _NORMS[type(norm)]))
                 replaced[plain_norm] = norm
             made = _recast(layer, _KINDS[type(layer)][norm is not None])
             made._setup(layer_recipe, names[layer], norm)
@@ -519,8 +686,16 @@ def prepare_(model: nn.Module, recipe: Recipe | None = None) -> nn.Module:
     return model
 
 
+def _in_float(recipe: LayerRecipe) -> bool:
+    """Whether training leaves the layer as it is, in both passes."""
+    return recipe.is_float and not any(isinstance(f, LNSFormat) for f in (recipe.error, recipe.gradient))
+
+
 def _chosen(recipe: Recipe, module: nn.Module, name: str, names: list[str]) -> LayerRecipe:
-    kind = "linear" if isinstance(module, nn.Linear) else "conv"
+    kind = "conv"
+    for found, of in (("linear", nn.Linear), ("matmul", Matmul), ("embedding", nn.Embedding)):
+        if isinstance(module, of):
+            kind = found
     return recipe.for_layer(name, (kind, _class_name(module)), recipe.positions(name, names))
 
 
@@ -559,7 +734,7 @@ def _warn_about(model: nn.Module, recipe: Recipe, pairs: _Pairs) -> None:
         for name, module in model.named_modules()
         if not isinstance(module, LNSLayer)
         and isinstance(module, _LEFT_IN_FLOAT)
-        and not (_is_layer(module) and _chosen(recipe, module, name, names).is_float)
+        and not (_is_layer(module) and _in_float(_chosen(recipe, module, name, names)))
     ]
     if left:
         warnings.warn(f"no LNS form, left in float: {', '.join(left)}", PrepareWarning, stacklevel=3)
@@ -640,6 +815,9 @@ def deployable(model: nn.Module) -> tuple[nn.Module, dict[str, LayerSpec]]:
     fused = {name for name, layer in lns_layers(plain) if layer.norm is not None}
     replaced: dict[nn.Module, nn.Module] = {}
     with torch.no_grad():
+        for product in plain.modules():
+            if isinstance(product, LNSMatmul):
+                replaced[product] = Matmul()
         for _, layer in lns_layers(plain):
             replaced[layer] = _plain_layer(layer, layer.effective_weight(), layer.effective_bias())
             if layer.norm is not None:
@@ -664,28 +842,15 @@ def deployable(model: nn.Module) -> tuple[nn.Module, dict[str, LayerSpec]]:
 
 
 def _plain_layer(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    made: nn.Module
-    if isinstance(layer, nn.Linear):
-        made = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-            nn.Linear, layer.in_features, layer.out_features, bias is not None
-        )
-    else:
-        conv = cast(nn.Conv2d, layer)
-        made = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-            nn.Conv2d,
-            conv.in_channels,
-            conv.out_channels,
-            cast(Any, conv.kernel_size),
-            cast(Any, conv.stride),
-            cast(Any, conv.padding),
-            cast(Any, conv.dilation),
-            conv.groups,
-            bias is not None,
-            conv.padding_mode,
-        )
-    made.weight = nn.Parameter(weight.detach().clone())
+    kind = next(kind for kind in _KINDS if isinstance(layer, kind))
+    made = _recast(layer, kind)
+    for attribute in ("recipe", "layer_name", "_norm", "_stale", "_held"):
+        made.__dict__.pop(attribute, None)
+    made._buffers.pop("weight_offset", None)
+    made._modules.pop("input_quantizer", None)
+    made._parameters["weight"] = nn.Parameter(weight.detach().clone())
     if bias is not None:
-        made.bias = nn.Parameter(bias.detach().clone())
+        made._parameters["bias"] = nn.Parameter(bias.detach().clone())
     return made
 
 

@@ -11,6 +11,8 @@ integer log code moves by an integer number of codes:
     w  ← w·2^(−(lr/ln 2)·ĝ·sign w)            (:class:`Madam`)
     |k| ← |k| − round((lr·γ/ln 2)·ĝ·sign k)    (:class:`IntegerMadam`)
 
+:class:`LNSMadam` does the latter on codes whose upper bits are the words that a net's layers compute with.
+
 Large tensors are cut into blocks that stay in the cache through all operations of the update, small ones
 are packed together, so that the number of Python calls depends on the number of blocks and not on the
 number of parameters; on an accelerator a block is as large as memory comfortably allows.
@@ -31,7 +33,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lnsdeploy import formats
@@ -635,6 +637,10 @@ class IntegerMadam(_LogOptimizer):
         init: ``"encode"`` takes the nearest codes of the initial weights; ``"random"`` keeps only their
             signs and draws the codes uniformly (Bernstein et al. 2020).
         sign_flip: whether a code that falls below 1 changes its sign; otherwise it stays at 1.
+        per_channel: one offset for each index of a parameter's first axis, from the RMS of that part.
+        compute_bits: where it is given, the parameter's data is not the decoding of the whole code but of its upper
+            `compute_bits` bits, rounded to nearest (the sign is one of them), so of a word of this width whose γ is
+            smaller by 2^(bits − compute_bits). Offsets are multiples of that power.
 
     Raises:
         BadValueError, UnknownNameError, BadTypeError: an option or a parameter is not allowed.
@@ -658,6 +664,8 @@ class IntegerMadam(_LogOptimizer):
         sign_flip: bool = False,
         p_max: float | None = None,
         additive_scale: float = 0.1,
+        per_channel: bool = False,
+        compute_bits: int | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
     ):
@@ -676,6 +684,8 @@ class IntegerMadam(_LogOptimizer):
             "rule": rule,
             "additive_scale": additive_scale,
             "sign_flip": sign_flip,
+            "per_channel": per_channel,
+            "compute_bits": compute_bits,
             "maximize": maximize,
             "foreach": foreach,
         }
@@ -695,6 +705,10 @@ class IntegerMadam(_LogOptimizer):
             raise UnknownNameError("initialisation", group["init"], INITS)
         if isinstance(group["seed"], bool) or not isinstance(group["seed"], Integral):
             raise BadTypeError(f"parameter group {number}: seed must be an integer, not {group['seed']!r}")
+        if not isinstance(group["per_channel"], bool):
+            raise BadTypeError(f"parameter group {number}: per_channel must be a bool, not {group['per_channel']!r}")
+        if group["compute_bits"] is not None:
+            _compute_format(group["bits"], group["gamma"], group["compute_bits"], f"parameter group {number}")
 
     @torch.no_grad()
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -731,12 +745,12 @@ class IntegerMadam(_LogOptimizer):
         return "codes" in self.state.get(param, ())
 
     def _kind(self, entry: _Entry) -> tuple[Any, ...]:
-        return (entry.state.get("bits"), entry.state.get("gamma"))
+        return (entry.state.get("bits"), entry.state.get("gamma"), entry.state.get("compute_bits"))
 
     def _first_codes(self, param: Tensor, group: dict[str, Any], position: int, where: str) -> dict[str, Any]:
         fmt = LNSFormat(group["bits"], group["gamma"])
-        largest = _largest_magnitude(param, group, where)
-        offset = formats.offset_for(largest, fmt)
+        compute_bits = group["compute_bits"] or fmt.bits
+        offset = _first_offset(param, group, fmt, compute_bits, where)
         if group["init"] == "random":
             count = param.numel()
             draws = formats.random_bytes(int(group["seed"]), _INIT_STREAM, 4 * count, 4 * position)
@@ -752,6 +766,7 @@ class IntegerMadam(_LogOptimizer):
             "offset": offset,
             "bits": fmt.bits,
             "gamma": fmt.gamma,
+            "compute_bits": compute_bits,
             "position": position,
         }
 
@@ -770,7 +785,24 @@ class IntegerMadam(_LogOptimizer):
                 continue
             state = self.state[param]
             fmt = _format(state)
-            found.append(LNSTensor(_words(state["codes"], fmt), fmt, state["offset"]))
+            found.append(LNSTensor(_words(state["codes"], fmt), fmt, *_offset_and_axis(state["offset"])))
+        return found
+
+    def compute_tensors(self) -> list[LNSTensor | None]:
+        """The words that the parameters' data are the values of: the upper bits of :meth:`lns_tensors`.
+
+        Returns: as :meth:`lns_tensors`; the same where `compute_bits` is not given.
+        """
+        found: list[LNSTensor | None] = []
+        for param, where in self._named():
+            if not self._has_codes(param):
+                found.append(None)
+                continue
+            state = self.state[param]
+            fmt, drop = _upper(state, where)
+            codes = _upper_codes(state["codes"].to(torch.int64), fmt, drop)
+            offset, axis = _offset_and_axis(state["offset"])
+            found.append(LNSTensor(_words(codes, fmt), fmt, offset >> drop, axis))
         return found
 
     @torch.no_grad()
@@ -787,7 +819,7 @@ class IntegerMadam(_LogOptimizer):
         Raises:
             BadValueError: a weight is NaN or infinite; nothing has been changed then.
         """
-        fresh: list[tuple[Tensor, int, Tensor]] = []
+        fresh: list[tuple[Tensor, int | Tensor, Tensor]] = []
         for number, group in enumerate(self.param_groups):
             for index, param in enumerate(group["params"]):
                 if not self._has_codes(param):
@@ -796,7 +828,7 @@ class IntegerMadam(_LogOptimizer):
                 fmt = _format(state)
                 offset = state["offset"]
                 if recalibrate:
-                    offset = formats.offset_for(_largest_magnitude(param, group, where), fmt)
+                    offset = _first_offset(param, group, fmt, state["compute_bits"], where)
                 fresh.append((param, offset, _encode(param, fmt, offset, where).to(param.device)))
         for param, offset, codes in fresh:
             self.state[param].update(codes=codes, offset=offset)
@@ -828,10 +860,14 @@ class IntegerMadam(_LogOptimizer):
             raise BadValueError(f"{where} has {held}, this optimizer updates that parameter by the other rule")
         if "codes" not in values:
             return
-        numbers = [values.get(key) for key in ("bits", "gamma", "offset", "position")]
-        codes = values["codes"]
-        if not isinstance(codes, Tensor) or not all(isinstance(n, int) for n in numbers):
-            raise BadValueError(f"{where} lacks codes, bits, gamma, offset or position")
+        numbers = [values.get(key) for key in ("bits", "gamma", "compute_bits", "position")]
+        codes, offset = values["codes"], values.get("offset")
+        if (
+            not isinstance(codes, Tensor)
+            or not isinstance(offset, (int, Tensor))
+            or not all(isinstance(n, int) for n in numbers)
+        ):
+            raise BadValueError(f"{where} lacks codes, bits, gamma, compute_bits, offset or position")
         fmt = LNSFormat(values["bits"], values["gamma"])
         if codes.dtype != _code_dtype(fmt) or codes.shape != param.shape:
             raise BadValueError(
@@ -840,15 +876,23 @@ class IntegerMadam(_LogOptimizer):
             )
         if codes.numel() and not -fmt.max_code <= int(codes.min()) <= int(codes.max()) <= fmt.max_code:
             raise BadValueError(f"{where} has codes beyond ±{fmt.max_code}, the largest of {fmt}")
-        if abs(values["offset"]) > formats.MAX_OFFSET or values["position"] < 0:
+        if isinstance(offset, Tensor) and (offset.dtype != torch.int64 or offset.shape != param.shape[:1]):
+            raise BadValueError(f"{where} has offsets of {offset.dtype} and shape {tuple(offset.shape)}")
+        compute, drop = _upper(values, where)
+        if max(map(abs, _extremes(offset))) > formats.MAX_OFFSET or values["position"] < 0:
             raise BadValueError(f"{where} has an offset or position out of range")
+        if bool((torch.as_tensor(offset) & ((1 << drop) - 1)).any()):
+            raise BadValueError(f"{where} has offsets that are none of {compute}, its upper bits")
 
     def _decode(self, params: list[Tensor]) -> None:
         """Set parameters to the values of their codes."""
         for param in params:
             state = self.state[param]
-            fmt = _format(state)
-            values = _decode_words(_words(state["codes"], fmt), fmt, state["offset"], param.dtype)
+            fmt, drop = _upper(state, "the state")
+            codes, offset = state["codes"], state["offset"]
+            if drop:
+                codes = _upper_codes(codes.to(torch.int64), fmt, drop)
+            values = _decode_words(_words(codes, fmt), fmt, offset >> drop, param.dtype)
             param.copy_(values.to(param.device).view(param.shape))
 
     def _table(self, bucket: _Bucket, fmt: LNSFormat) -> tuple[int, Tensor] | None:
@@ -856,7 +900,7 @@ class IntegerMadam(_LogOptimizer):
 
         Returns: low and the table; None where it would be larger than is useful.
         """
-        offsets = [e.state["offset"] for e in bucket.entries]
+        offsets = [o for e in bucket.entries for o in _extremes(e.state["offset"])]
         param = bucket.entries[0].param
         key = (fmt.gamma, param.dtype, param.device)
         low, high = min(offsets), max(offsets) + fmt.max_code
@@ -926,8 +970,11 @@ class IntegerMadam(_LogOptimizer):
     ) -> None:
         """Decode the new codes into the parameters; `magnitudes` is overwritten."""
         low = table[0] if table else 0
-        bases = [e.state["offset"] - low for e in block.entries]
-        base = block.per_element(torch.tensor(bases)) if block.packed else bases[0]
+        base = _bases(block, low)
+        compute, drop = _upper(block.entries[0].state, "the state")
+        if drop:
+            # still integers in floats, and exact
+            magnitudes.add_(1 << (drop - 1)).mul_(2.0**-drop).floor_().clamp_(1, compute.max_code).mul_(1 << drop)
         if table is not None:
             index = magnitudes.add_(base).to(torch.int64)
             if not block.packed:
@@ -936,7 +983,9 @@ class IntegerMadam(_LogOptimizer):
                 return
             values = torch.index_select(table[1], 0, index).mul_(sign)
         else:
-            words = _words(codes.to(_code_dtype(fmt)), fmt)
+            if drop:
+                codes = magnitudes.mul(sign)
+            words = _words(codes.to(torch.int64), fmt)
             values = _decode_words(words, fmt, base, block.weight.dtype).to(block.weight.device)
         if block.packed:
             block.scatter("param", values)
@@ -962,6 +1011,85 @@ class IntegerMadam(_LogOptimizer):
         state["codes"].copy_((magnitude * sign).view(entry.param.shape))
         self._decode([entry.param])
         return int((magnitude == fmt.max_code).sum()) if count else 0
+
+
+class LNSMadam(IntegerMadam):
+    """LNS-Madam: the weights of a prepared model as codes whose upper bits are its layers' words.
+
+    Zhao et al. 2022 hold weights in an update format, wider than what products are computed in, and move them by
+    integer additions. Here a layer whose recipe says 8:8 for its weights has codes of 16 bits with γ = 8·2⁸; their
+    upper eight bits, rounded to nearest, are the words of its forward pass, with the codes' offset over 2⁸. What the
+    layer's own quantizer does with the parameter then changes nothing, and its offset stands still. No float weight
+    exists.
+
+    A layer with a folded batch norm computes with the words of weight times scale. Its parameter is the decoding of
+    the whole code, to which the scale comes, before words are made: in the log domain an addition at the update
+    format's precision. So trained words are exported words there too, but not the upper bits of codes alone.
+
+    Weights outside such layers (a table of positions, say) have codes of 16 octaves without a shorter form. Parameters
+    of one dimension follow the additive rule, as in :class:`Madam`.
+
+    Args:
+        model: prepared by :func:`lnsdeploy.training.prepare_`; its layers' offsets follow this optimizer from now on.
+        lr, rounding, seed, init, sign_flip, beta, g_bound, p_scale, eps, additive_scale, maximize: as in
+            :class:`IntegerMadam`.
+        bits: of the update format, at least those of every layer's weights.
+
+    Raises:
+        BadTypeError: `model` is not a module.
+        BadValueError: an option is out of range, or a layer's words are wider than `bits`.
+    """
+
+    def __init__(self, model: nn.Module, lr: float | Tensor = 0.03, bits: int = 16, **options: Any):
+        from lnsdeploy.training.layers import LNSLayer
+
+        if not isinstance(model, nn.Module):
+            raise BadTypeError(f"LNSMadam takes a model, whose layers know their formats, not {type(model).__name__}")
+        self._layers = [m for m in model.modules() if isinstance(m, LNSLayer) and m.recipe.weight is not None]
+        groups: list[dict[str, Any]] = []
+        taken: set[Tensor] = set()
+        for layer in self._layers:
+            fmt, weight = layer.recipe.weight, layer._weight
+            assert fmt is not None
+            if weight in taken:
+                continue
+            taken.add(weight)
+            if fmt.bits > bits or not fmt.signed:
+                raise BadValueError(
+                    f"layer {layer.layer_name!r} has weights of {fmt}, which are no upper bits of signed codes of "
+                    f"{bits} bits"
+                )
+            groups.append(
+                {
+                    "params": [weight],
+                    "gamma": fmt.gamma << (bits - fmt.bits),
+                    "per_channel": layer.weight_axis is not None,
+                    "compute_bits": fmt.bits if layer.norm is None else None,
+                }
+            )
+        rest = [p for p in model.parameters() if p not in taken]
+        if rest:
+            groups.append({"params": rest, "gamma": max(1, 1 << (bits - 1) >> 4)})
+        super().__init__(groups, lr, bits, **options)
+        self._hold()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As :meth:`IntegerMadam.load_state_dict`; the layers' offsets follow."""
+        super().load_state_dict(state_dict)
+        self._hold()
+
+    @torch.no_grad()
+    def encode_parameters(self, *, recalibrate: bool = False) -> None:
+        """As :meth:`IntegerMadam.encode_parameters`; the layers' offsets follow."""
+        super().encode_parameters(recalibrate=recalibrate)
+        self._hold()
+
+    def _hold(self) -> None:
+        for layer in self._layers:
+            state = self.state.get(layer._weight, {})
+            if layer.norm is None and "codes" in state:
+                offset, _ = _offset_and_axis(state["offset"])
+                layer.hold_offset(offset >> _upper(state, layer.layer_name)[1])
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -1185,6 +1313,81 @@ def _format(state: dict[str, Any]) -> LNSFormat:
     return LNSFormat(state["bits"], state["gamma"])
 
 
+def _compute_format(bits: int, gamma: int, compute_bits: Any, where: str) -> LNSFormat:
+    """The format of a code's upper bits."""
+    if isinstance(compute_bits, bool) or not isinstance(compute_bits, Integral):
+        raise BadTypeError(f"{where}: compute_bits must be an integer or None, not {compute_bits!r}")
+    drop = bits - int(compute_bits)
+    if drop < 0 or compute_bits < 2:
+        raise BadValueError(f"{where}: compute_bits must be 2 to {bits}, the width of codes, not {compute_bits}")
+    if gamma % (1 << drop):
+        raise BadValueError(
+            f"{where}: the upper {compute_bits} of {bits} bits need a γ that is a multiple of {1 << drop}"
+        )
+    return LNSFormat(int(compute_bits), gamma >> drop)
+
+
+def _upper(state: dict[str, Any], where: str) -> tuple[LNSFormat, int]:
+    """The format of the upper bits that are computed with, and how many bits are below."""
+    fmt = _compute_format(state["bits"], state["gamma"], state["compute_bits"], where)
+    return fmt, state["bits"] - fmt.bits
+
+
+def _upper_codes(codes: Tensor, fmt: LNSFormat, drop: int) -> Tensor:
+    """Signed codes of the upper bits, rounded to nearest, halves up; int64. Zero stays zero."""
+    if not drop:
+        return codes
+    magnitudes = ((codes.abs() + (1 << (drop - 1))) >> drop).clamp(1, fmt.max_code)
+    return magnitudes * torch.sign(codes)
+
+
+def _first_offset(param: Tensor, group: dict[str, Any], fmt: LNSFormat, compute_bits: int, where: str) -> int | Tensor:
+    """The offset at which the largest code of the upper bits reaches the bound of |w|; per channel int64 [channels]."""
+    compute = _compute_format(fmt.bits, fmt.gamma, compute_bits, where)
+    drop = fmt.bits - compute.bits
+    largest = _largest_magnitude(param, group, where)
+    if not group["per_channel"] or group["p_max"] is not None or not param.numel():
+        offset = formats.offset_for(largest, compute) << drop
+        return torch.full(param.shape[:1], offset) if group["per_channel"] else offset
+    rows = param.detach().reshape(param.shape[0], -1).to(torch.float64)
+    bounds = float(group["p_scale"]) * rows.square().mean(dim=1).sqrt()
+    # a channel of zeros has no scale of its own
+    bounds = torch.where(bounds > 0, bounds, torch.full_like(bounds, largest))
+    return torch.tensor([formats.offset_for(float(bound), compute) << drop for bound in bounds])
+
+
+def _extremes(offset: int | Tensor) -> tuple[int, int]:
+    """The least and the largest of one offset or several."""
+    if not isinstance(offset, Tensor):
+        return offset, offset
+    return (int(offset.min()), int(offset.max())) if len(offset) else (0, 0)
+
+
+def _offset_and_axis(offset: int | Tensor) -> tuple[Any, int | None]:
+    """As :class:`LNSTensor` takes them."""
+    return (offset.cpu().numpy(), 0) if isinstance(offset, Tensor) else (offset, None)
+
+
+def _bases(block: _Block, low: int) -> int | Tensor:
+    """What to add to magnitude codes for absolute exponents above `low`: a number, or int64 [block.size]."""
+    offsets = [e.state["offset"] for e in block.entries]
+    device = block.moment.device
+    if not any(isinstance(offset, Tensor) for offset in offsets):
+        if not block.packed:
+            return int(offsets[0]) - low
+        return block.per_element(torch.tensor([int(o) - low for o in offsets]))
+    pieces = []
+    for entry, offset in zip(block.entries, offsets, strict=True):
+        if isinstance(offset, Tensor):
+            spread = (offset - low).to(device).repeat_interleave(entry.size // len(offset), output_size=entry.size)
+        else:
+            spread = torch.full((entry.size,), offset - low, device=device)
+        pieces.append(spread)
+    if block.packed:
+        return torch.cat(pieces)
+    return pieces[0].narrow(0, block.start, block.size)
+
+
 def _code_dtype(fmt: LNSFormat) -> torch.dtype:
     return torch.int16 if fmt.bits <= 16 else torch.int32
 
@@ -1195,13 +1398,14 @@ def _words(codes: Tensor, fmt: LNSFormat) -> npt.NDArray[Any]:
     return fmt.join(np.abs(signed), signed < 0)
 
 
-def _encode(param: Tensor, fmt: LNSFormat, offset: int, where: str) -> Tensor:
+def _encode(param: Tensor, fmt: LNSFormat, offset: int | Tensor, where: str) -> Tensor:
     """Signed codes nearest to the values; only what is exactly zero gets code 0."""
     values = param.detach().cpu()
     values = values.to(_work_dtype(values.dtype))
     if not bool(torch.isfinite(values).all()):
         raise BadValueError(f"{where} contains NaN or infinity")
-    words = formats.encode(values.numpy(), fmt, offset, underflow="min", name=where)
+    offset, axis = _offset_and_axis(offset)
+    words = formats.encode(values.numpy(), fmt, offset, axis=axis, underflow="min", name=where)
     magnitudes, negative = fmt.split(words)
     signed = np.where(negative, -magnitudes, magnitudes) * (values.numpy() != 0)
     return torch.from_numpy(np.asarray(signed)).to(_code_dtype(fmt)).view(param.shape)
