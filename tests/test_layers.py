@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +33,8 @@ from lnsdeploy.training.layers import (
 from lnsdeploy.training.models import build_model
 
 torch.set_num_threads(1)
+# the package has a function of the same name
+quantizing = importlib.import_module("lnsdeploy.training.fake_quantize")
 
 FORMATS = ["2:1", "3:1", "4:2", "5:3", "8:8", "u8:8", "8:7", "u3:2", "9:256", "12:64", "16:2048", "20:512", "24:1"]
 
@@ -537,6 +541,27 @@ class Untraceable(nn.Module):
         if x.sum() > 1e9:
             x = -x
         return self.out(self.norm(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("text", FORMATS)
+@pytest.mark.parametrize("underflow", ["zero", "min"])
+def test_tensors_of_accelerators_round_alike(text: str, underflow: Any) -> None:
+    """The operations that run on a GPU, on the CPU's tensors."""
+    fmt = LNSFormat.parse(text)
+    for offsets in ([-3], [-3, 5, 2 * fmt.gamma]):
+        array = np.array(offsets, dtype=np.int64)
+        limits = quantizing._limits(fmt, array.tobytes())
+        if limits is None:
+            assert fmt.bits > 16, "the general path serves these"
+            continue
+        x = torch.cat([hard_values(fmt, o) for o in offsets]).repeat(len(offsets)).view(len(offsets), -1)
+        made = quantizing._round_tensor(x, fmt, limits, underflow, "x")
+        expected = quantizing._round(x.numpy(), fmt, limits, underflow, "x")
+        assert np.array_equal(made.numpy(), expected)
+    bad = torch.tensor([[1.0, float("nan")]])
+    if limits is not None and len(limits.low) == 3:
+        with pytest.raises(BadValueError, match="x contains NaN"):
+            quantizing._round_tensor(bad.expand(3, 2).contiguous(), fmt, limits, underflow, "x")
 
 
 def test_untraceable_parts_stay_unfused_with_a_note() -> None:

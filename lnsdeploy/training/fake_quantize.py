@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lnsdeploy import tables
 from lnsdeploy.errors import BadTypeError, BadValueError, UnknownNameError
 from lnsdeploy.formats import UNDERFLOWS, LNSFormat, Method, Underflow, calibrate, decode, encode, offset_for
+from lnsdeploy.training.processes import averaged, largest
 
 Saturated = Literal["pass", "zero"]
 
@@ -75,6 +76,13 @@ class _Grid:
         self.bounds = (bounds.reshape(-1) - 1).astype(np.int32)
         self.values = _powers(gamma, np.append(codes, (high + 1) * gamma)).view(np.int32)
         self.first = (low + _BIAS) << (_MANTISSA - self.drop)
+        self._tensors: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`bounds` and `values` as int32 tensors on a device."""
+        if device not in self._tensors:
+            self._tensors[device] = tuple(torch.from_numpy(a).to(device) for a in (self.bounds, self.values))  # type: ignore[assignment]
+        return self._tensors[device]
 
     def __call__(self, bits: _Bits) -> _Bits:
         """Bits of the values of magnitudes given as bits, int32 of any shape within the grid's octaves."""
@@ -197,6 +205,35 @@ def _round_piece(
     return (values & ~negative) | (smallest & negative)
 
 
+def _round_tensor(x: Tensor, fmt: LNSFormat, limits: _Limits, underflow: Underflow, name: str) -> Tensor:
+    """:func:`_round` by torch operations, for float32 tensors [1 or channels, n] of any device."""
+    grid = limits.grid
+    bounds, values = grid.on(x.device)
+    low, high = (torch.from_numpy(a).to(x.device) for a in (limits.low, limits.high))
+    raw = x.view(torch.int32)
+    bits = raw & int(_MAGNITUDE)
+    if bool((bits > _INFINITY).any()):
+        raise BadValueError(f"{name} contains NaN, which has no LNS word")
+    negative = (raw < 0) & (bits > 0)
+
+    def rounded(magnitudes: Tensor) -> Tensor:
+        key = (magnitudes >> grid.drop) - grid.first
+        return values[key + (magnitudes > bounds[key])]
+
+    made = rounded(torch.minimum(torch.maximum(bits, low), high))
+    if underflow == "zero":
+        signed = made | (raw ^ bits) if fmt.signed else made & _mask(raw >= 0)
+        return signed & _mask(bits >= low)
+    if fmt.signed:
+        return torch.where(negative, made | -(1 << 31), made)
+    return torch.where(negative, rounded(low.expand_as(bits)), made)
+
+
+def _mask(condition: Tensor) -> Tensor:
+    """−1 where a condition holds, else 0; int32."""
+    return -condition.to(torch.int32)
+
+
 def _quantize(
     x: Tensor, fmt: LNSFormat, offset: int | Tensor, axis: int | None, underflow: Underflow, mask: bool, name: str
 ) -> tuple[Tensor, Tensor | None]:
@@ -210,12 +247,19 @@ def _quantize(
             limits = _limits(fmt, channels.tobytes())
     if limits is None:
         return _quantize_widely(x, fmt, offset, axis, underflow, mask, name)
+    if x.device.type != "cpu":
+        flat = x.detach().to(torch.float32).contiguous().view(len(limits.low), -1)
+        made = _round_tensor(flat, fmt, limits, underflow, name).view(torch.float32).view(x.shape).to(x.dtype)
+        if not mask:
+            return made, None
+        high = torch.from_numpy(limits.high).to(x.device)
+        return made, ((flat.view(torch.int32) & int(_MAGNITUDE)) > high).view(x.shape)
     array = x.detach().to("cpu", torch.float32).contiguous().numpy().reshape(len(limits.low), -1)
     values = torch.from_numpy(_round(array, fmt, limits, underflow, name).view(np.float32))
     above = None
     if mask:
-        above = torch.from_numpy((array.view(np.int32) & _MAGNITUDE) > limits.high).view(x.shape).to(x.device)
-    return values.view(x.shape).to(x.device, x.dtype), above
+        above = torch.from_numpy((array.view(np.int32) & _MAGNITUDE) > limits.high).view(x.shape)
+    return values.view(x.shape).to(x.dtype), above
 
 
 def _quantize_widely(
@@ -316,18 +360,27 @@ def _checked_offset(offset: Any, axis: int | None, x: Tensor, name: str) -> int 
 
 class _QuantizedBackward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, fmt: LNSFormat, method: Method, per_channel: bool, name: str) -> Tensor:
-        ctx.rule = fmt, method, per_channel, name
+    def forward(
+        ctx: Any, x: Tensor, fmt: LNSFormat, method: Method, per_channel: bool, shared: bool, name: str
+    ) -> Tensor:
+        ctx.rule = fmt, method, per_channel, shared, name
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        fmt, method, per_channel, name = ctx.rule
-        return quantize_now(grads[0], fmt, method=method, per_channel=per_channel, name=name), None, None, None, None
+        fmt, method, per_channel, shared, name = ctx.rule
+        grad = averaged(grads[0]) if shared else grads[0]
+        return quantize_now(grad, fmt, method=method, per_channel=per_channel, name=name), *[None] * 5
 
 
 def quantize_backward(
-    x: Tensor, fmt: LNSFormat, *, method: Method = "absmax", per_channel: bool = False, name: str = "gradient"
+    x: Tensor,
+    fmt: LNSFormat,
+    *,
+    method: Method = "absmax",
+    per_channel: bool = False,
+    shared: bool = False,
+    name: str = "gradient",
 ) -> Tensor:
     """`x` itself, whose gradient is rounded to the values of LNS words on its way back.
 
@@ -340,12 +393,14 @@ def quantize_backward(
         fmt: the words' format.
         method: ``"absmax"``, ``"percentile"`` or ``"lsq"``.
         per_channel: one offset for each index of axis 0.
+        shared: whether `x` is the same in all processes of a training, as weights are; their gradients are averaged
+            before they are rounded.
         name: names the gradient in error messages.
 
     Raises:
         BadValueError: in the backward pass, NaN or infinity in the gradient.
     """
-    made: Tensor = _QuantizedBackward.apply(x, fmt, method, per_channel, name)  # type: ignore[no-untyped-call]
+    made: Tensor = _QuantizedBackward.apply(x, fmt, method, per_channel, shared, name)  # type: ignore[no-untyped-call]
     return made
 
 
@@ -362,7 +417,18 @@ def quantize_now(
     """
     if not x.numel():
         return x
-    found = calibrate_weight(x, fmt, method=method, per_channel=per_channel, name=name)
+    found: int | npt.NDArray[np.int64]
+    if method == "absmax" and not per_channel:
+        # the largest of all processes, since each has but its part of the batch
+        maximum = largest(_absmax(x))
+        if not math.isfinite(maximum):
+            raise BadValueError(
+                f"{name} contains NaN or infinity: training has diverged (lower the learning rate), or the data is "
+                "damaged"
+            )
+        found = _offset(maximum, fmt)
+    else:
+        found = calibrate_weight(x, fmt, method=method, per_channel=per_channel, name=name)
     offset = torch.from_numpy(found) if isinstance(found, np.ndarray) else found
     return _quantize(x, fmt, offset, 0 if per_channel else None, "zero", False, name)[0]
 
@@ -417,22 +483,35 @@ def calibrate_weight(
     Raises:
         BadValueError: NaN or infinity in `weight`.
     """
+    if method == "absmax" and weight.dtype in (torch.float32, torch.float64) and weight.numel():
+        tensor = weight.detach()
+        rows = tensor.reshape(len(tensor) if per_channel else 1, -1)
+        low, high = torch.aminmax(rows, dim=1)
+        maxima = torch.maximum(-low, high).cpu().numpy()
+        if not np.isfinite(maxima).all():
+            raise BadValueError(f"{name} contains NaN or infinity; it cannot be calibrated")
+        offsets = offsets_for(maxima, fmt)
+        return offsets if per_channel else int(offsets[0])
     array = weight.detach().cpu().numpy()
     if method == "lsq" or array.dtype not in (np.float32, np.float64) or not array.size:
         found = calibrate(weight, fmt, method=method, axis=0 if per_channel else None, percentile=PERCENTILE, name=name)
         return found if per_channel else int(found)
-    rows = np.abs(array).reshape(len(array) if per_channel else 1, -1)
+    rows_of = np.abs(array).reshape(len(array) if per_channel else 1, -1)
     if method == "percentile":
-        rank = max(math.ceil(rows.shape[1] * PERCENTILE / 100), 1) - 1
-        maxima = np.partition(rows, rank, axis=1)[:, rank]
-        finite = np.isfinite(rows).all()
+        rank = max(math.ceil(rows_of.shape[1] * PERCENTILE / 100), 1) - 1
+        maxima = np.partition(rows_of, rank, axis=1)[:, rank]
     else:
-        maxima = rows.max(axis=1)
-        finite = np.isfinite(maxima).all()
-    if not finite:
+        maxima = rows_of.max(axis=1)
+    if not np.isfinite(rows_of).all():
         raise BadValueError(f"{name} contains NaN or infinity; it cannot be calibrated")
     offsets = offsets_for(maxima, fmt)
     return offsets if per_channel else int(offsets[0])
+
+
+def _absmax(x: Tensor) -> float:
+    """The largest magnitude, NaN where there is one; reads the tensor once."""
+    low, high = torch.aminmax(x.detach())
+    return max(-float(low), float(high))
 
 
 class ActivationQuantizer(nn.Module):
@@ -489,7 +568,7 @@ class ActivationQuantizer(nn.Module):
         """
         if not x.numel():
             return
-        found = self._batch_maximum(x.detach())
+        found = largest(self._batch_maximum(x.detach()))
         if not math.isfinite(found):
             raise BadValueError(
                 f"{self.name} contains NaN or infinity: training has diverged (lower the learning rate), "
@@ -508,9 +587,7 @@ class ActivationQuantizer(nn.Module):
 
     def _batch_maximum(self, x: Tensor) -> float:
         if self.method == "absmax":
-            # spreads NaN, and reads the tensor once
-            low, high = torch.aminmax(x)
-            return max(-float(low), float(high))
+            return _absmax(x)
         magnitudes = x.abs().reshape(-1)
         if not bool(torch.isfinite(magnitudes).all()):
             return math.nan

@@ -212,6 +212,7 @@ class LNSLayer(nn.Module):
                 self.recipe.gradient,
                 method=self.recipe.calibration,
                 per_channel=self.weight_axis is not None,
+                shared=True,
                 name=f"the gradient of {self._weight_name()}",
             )
         if norm is None:

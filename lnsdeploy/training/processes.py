@@ -1,0 +1,72 @@
+"""What the processes of one training tell each other (docs/training.md).
+
+Each has its part of every batch. Gradients are averaged; magnitudes that offsets follow from are the largest of all,
+so that words do not depend on how a batch was split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_active = False
+
+
+@contextmanager
+def joined(world: int) -> Iterator[None]:
+    """Inside, the processes of torch's default group train together.
+
+    Args:
+        world: their number; 1 changes nothing.
+    """
+    global _active
+    before, _active = _active, world > 1
+    try:
+        yield
+    finally:
+        _active = before
+
+
+def largest(value: float) -> float:
+    """The largest of all processes' numbers; infinity where one has NaN, which no maximum tells from others."""
+    if not _active:
+        return value
+    from torch import distributed
+
+    found = torch.tensor([value if value == value else float("inf")], dtype=torch.float64)
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return float(found)
+
+
+def average_(tensors: Iterable[Tensor]) -> None:
+    """Replace tensors by their means over all processes, in one message for each device and dtype."""
+    if not _active:
+        return
+    from torch import distributed
+
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    world = distributed.get_world_size()
+    for same in kinds.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in same])
+        # gloo works in host memory; so does whatever group is not the card's own
+        moved = flat.cpu() if flat.is_cuda and distributed.get_backend() != "nccl" else flat
+        distributed.all_reduce(moved)
+        flat = moved.to(flat.device).div_(world)
+        start = 0
+        for tensor in same:
+            tensor.copy_(flat[start : start + tensor.numel()].view(tensor.shape))
+            start += tensor.numel()
+
+
+def averaged(tensor: Tensor) -> Tensor:
+    """The mean of a tensor over all processes."""
+    if not _active:
+        return tensor
+    made = tensor.clone()
+    average_([made])
+    return made
