@@ -62,7 +62,13 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_run_directory(finished: Path) -> None:
-    assert {f.name for f in finished.iterdir()} == {"config.toml", "weights.safetensors", "metrics.csv", "curve.png"}
+    assert {f.name for f in finished.iterdir()} == {
+        "config.toml",
+        "weights.safetensors",
+        "metrics.csv",
+        "steps.csv",
+        "curve.png",
+    }
     table = read_toml(finished / "config.toml")
     assert table["train"]["optimizer"] == "integer-madam"
     assert table["recipe"]["default"]["weight"] == "8:8"
@@ -306,7 +312,7 @@ def test_recipe_file_over_options(tmp_path: Path) -> None:
         ({"model": "cn"}, UnknownNameError, "model 'cn'; did you mean 'cnn'"),
         ({"data": "mnits"}, UnknownNameError, "data 'mnits'; did you mean 'mnist'"),
         ({"optimizer": "adm"}, UnknownNameError, "optimizer 'adm'; did you mean 'adam'"),
-        ({"schedule": "linear"}, UnknownNameError, "schedule"),
+        ({"schedule": "poly"}, UnknownNameError, "schedule"),
         ({"granularity": "row"}, UnknownNameError, "granularity"),
         ({"calibration": "max"}, UnknownNameError, "calibration"),
         ({"lr": 0}, BadValueError, "lr must be a number above 0, not 0"),

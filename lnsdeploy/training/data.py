@@ -1,4 +1,4 @@
-"""Data sets: the real digits that come with scikit-learn, files in the IDX layout of MNIST, and CIFAR."""
+"""Data sets: the real digits that come with scikit-learn, files in the IDX layout of MNIST, CIFAR, image folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lnsdeploy.errors import BadFileError, BadTypeError, MissingDependencyError, UnknownNameError
+from lnsdeploy.errors import BadFileError, BadTypeError, BadValueError, MissingDependencyError, UnknownNameError
 from lnsdeploy.formats import random_bytes
 from lnsdeploy.training.cifar import find_cifar, read_cifar
 
@@ -31,6 +31,14 @@ _DIGITS_SHAPE = (1797, 65)
 # No data set of this layout comes near; a header that says more is damaged or hostile.
 _MAX_ELEMENTS = 1 << 31
 _READ = 1 << 20
+
+FOLDER = "folder"
+_IMAGE_SIZE = 64
+_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Of a folder that is not split; the share of each class that is tested on.
+_FOLDER_TEST = 5
+# Pixels of a photograph; more is refused before it is unpacked.
+_MAX_PIXELS = 1 << 27
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +76,7 @@ class Dataset:
         return found.hexdigest()[:16]
 
 
-def load_data(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def load_data(name: str, data_dir: str | os.PathLike[str] | None = None, *, image_size: int | None = None) -> Dataset:
     """A data set by name.
 
     ``digits``: 1,797 real 8×8 images of handwritten digits that come with scikit-learn, split into 1,437 for
@@ -77,26 +85,33 @@ def load_data(name: str, data_dir: str | os.PathLike[str] | None = None) -> Data
     gzipped.
     ``cifar10``, ``cifar100``: 50,000 and 10,000 photographs of 32×32, in the binary or the Python layout in which
     they are published, unpacked; as float32 they take 740 MB.
+    ``folder``: photographs in ``train/CLASS/*`` and ``val/CLASS/*`` (or ``test``) of `data_dir`, or in ``CLASS/*``,
+    where a fifth of each class is for testing, always the same. They are cut to squares and scaled.
 
     Args:
         data_dir: the folder with the files, or with a folder `name` (or of the published name) that holds them. By
             default the folder that the variable LNSDEPLOY_DATA names, or ``data``.
+        image_size: height and width of a ``folder``'s images, 64 by default.
 
     Raises:
         UnknownNameError: no such data set.
         BadFileError: files are missing (the message says where they were looked for) or damaged.
-        MissingDependencyError: scikit-learn is needed and not installed.
+        MissingDependencyError: scikit-learn, or Pillow for folders, is needed and not installed.
     """
-    if name not in _LOADERS:
-        raise UnknownNameError("data set", name, _LOADERS)
+    if name not in data_names():
+        raise UnknownNameError("data set", name, data_names())
     if data_dir is not None and not isinstance(data_dir, (str, os.PathLike)):
         raise BadTypeError(f"data_dir must be a path, not {data_dir!r}")
+    if name == FOLDER:
+        return _load_folder(None if data_dir is None else Path(data_dir), image_size or _IMAGE_SIZE)
+    if image_size is not None:
+        raise BadValueError(f"image_size belongs to data of the kind {FOLDER!r}; {name} has images of its own size")
     return _LOADERS[name](name, None if data_dir is None else Path(data_dir))
 
 
 def data_names() -> list[str]:
     """Names that :func:`load_data` knows."""
-    return sorted(_LOADERS)
+    return sorted([*_LOADERS, FOLDER])
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -307,6 +322,82 @@ def _load_cifar(name: str, data_dir: Path | None) -> Dataset:
     train_x, test_x = (np.divide(images, np.float32(255), dtype=np.float32) for images, _ in parts.values())
     train_y, test_y = (labels for _, labels in parts.values())
     return Dataset(train_x, train_y, test_x, test_y, layout.classes, name, f"{layout.folder} in {folder}")
+
+
+# ---------------------------------------------------------------------------------------------------
+# Folders of images
+
+
+def _load_folder(data_dir: Path | None, size: int) -> Dataset:
+    if data_dir is None:
+        raise BadValueError(
+            "data of the kind 'folder' needs --data-dir: it holds train/CLASS/… and val/CLASS/…, or CLASS/…"
+        )
+    if not data_dir.is_dir():
+        raise BadFileError(f"{data_dir}: no such folder")
+    if not 1 <= size <= 4096:
+        raise BadValueError(f"image_size must be 1 to 4096, not {size}")
+    test_folder = next((data_dir / n for n in ("val", "test") if (data_dir / n).is_dir()), None)
+    split = test_folder is not None and (data_dir / "train").is_dir()
+    names = _classes(data_dir / "train" if split else data_dir)
+    x, y = _read_folder(data_dir / "train" if split else data_dir, names, size)
+    source = f"{data_dir}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
+    if split and test_folder is not None:
+        if extra := sorted(set(_classes(test_folder)) - set(names)):
+            raise BadFileError(f"{test_folder}: classes {', '.join(extra[:8])} are not among those of train")
+        return Dataset(x, y, *_read_folder(test_folder, names, size), len(names), FOLDER, source)
+    train, test = stratified_split(y, max(1, len(y) // _FOLDER_TEST))
+    return Dataset(x[train], y[train], x[test], y[test], len(names), FOLDER, source)
+
+
+def _classes(folder: Path) -> list[str]:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if len(names) < 2:
+        raise BadFileError(f"{folder}: at least two folders are needed, one for each class; there are {len(names)}")
+    return names
+
+
+def _read_folder(folder: Path, names: list[str], size: int) -> tuple[Images, Labels]:
+    files = [
+        (file, number)
+        for number, name in enumerate(names)
+        if (folder / name).is_dir()
+        for file in sorted((folder / name).iterdir())
+        if file.suffix.lower() in _SUFFIXES
+    ]
+    if not files:
+        raise BadFileError(f"{folder}: no images ({', '.join(_SUFFIXES)}) in the folders of its classes")
+    x = np.empty((len(files), 3, size, size), dtype=np.float32)
+    for index, (file, _) in enumerate(files):
+        x[index] = read_square(file, size)
+    return x, np.array([number for _, number in files], dtype=np.int64)
+
+
+def read_square(file: Path, size: int) -> Images:
+    """The middle square of an image, scaled: float32 [3, size, size] in 0 … 1.
+
+    Raises:
+        BadFileError: not an image, damaged, or of too many pixels.
+        MissingDependencyError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise MissingDependencyError("images in folders need Pillow: pip install 'lnsdeploy[models]'") from error
+    try:
+        with Image.open(file) as found:
+            width, height = found.size
+            if width * height > _MAX_PIXELS or min(width, height) < 1:
+                raise BadFileError(f"{file}: {width}×{height} pixels; at most {_MAX_PIXELS} can be read")
+            side = min(width, height)
+            left, top = (width - side) // 2, (height - side) // 2
+            square = found.convert("RGB").resize(
+                (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
+            )
+            pixels = np.asarray(square, dtype=np.float32)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        raise BadFileError(f"{file}: not an image that can be read: {error}") from error
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)) / np.float32(255)
 
 
 _LOADERS: dict[str, Callable[[str, Path | None], Dataset]] = {

@@ -36,9 +36,27 @@ def largest(value: float) -> float:
         return value
     from torch import distributed
 
-    found = torch.tensor([value if value == value else float("inf")], dtype=torch.float64)
+    found = torch.tensor([value if value == value else float("inf")], dtype=torch.float64, device=_device())
     distributed.all_reduce(found, distributed.ReduceOp.MAX)
     return float(found)
+
+
+def _device() -> torch.device:
+    """Where the group's messages lie."""
+    from torch import distributed
+
+    return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
+
+
+def total(values: list[float]) -> list[float]:
+    """Numbers, each summed over all processes."""
+    if not _active:
+        return values
+    from torch import distributed
+
+    found = torch.tensor(values, dtype=torch.float64, device=_device())
+    distributed.all_reduce(found)
+    return [float(v) for v in found]
 
 
 def average_(tensors: Iterable[Tensor]) -> None:

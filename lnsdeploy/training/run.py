@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,27 +25,44 @@ import torch
 from torch import nn
 
 from lnsdeploy import __version__
-from lnsdeploy.errors import BadFileError, BadTypeError, BadValueError, LNSError, UnknownNameError
+from lnsdeploy.datapath import load_datapath
+from lnsdeploy.errors import BadFileError, BadTypeError, BadValueError, LNSError, UnknownNameError, UnsupportedError
+from lnsdeploy.evaluation.names import is_model_name
 from lnsdeploy.fields import check_choice, check_integer, check_string
 from lnsdeploy.files import dump_toml, read_bytes, read_safetensors, read_toml, write_safetensors, write_text
 from lnsdeploy.formats import METHODS, LNSFormat, LNSTensor, Method
-from lnsdeploy.recipe import GRANULARITIES, Granularity, LayerRecipe, Recipe
+from lnsdeploy.recipe import FLOAT, GRANULARITIES, Granularity, LayerRecipe, Recipe
 from lnsdeploy.training.data import Dataset, data_names, load_data
 from lnsdeploy.training.layers import prepare_
-from lnsdeploy.training.models import MODELS, build_model
+from lnsdeploy.training.models import MODELS, build_model, runs_code
+from lnsdeploy.training.text import Text, is_text
 
 CONFIG = "config.toml"
 WEIGHTS = "weights.safetensors"
 METRICS = "metrics.csv"
 CURVE = "curve.png"
 CHECKPOINT = "checkpoint.safetensors"
-FILES = (WEIGHTS, CHECKPOINT, METRICS, CURVE, CONFIG)
+STEPS = "steps.csv"
+FILES = (WEIGHTS, CHECKPOINT, METRICS, STEPS, CURVE, CONFIG)
 
-OPTIMIZERS = ("madam", "integer-madam", "adam", "sgd")
-SCHEDULES = ("cosine", "constant")
-LEARNING_RATES = {"madam": 0.03, "integer-madam": 0.03, "adam": 0.003, "sgd": 0.05}
+OPTIMIZERS = ("madam", "integer-madam", "lns-madam", "adam", "sgd")
+INTEGER_OPTIMIZERS = ("integer-madam", "lns-madam")
+SCHEDULES = ("cosine", "constant", "linear", "step")
+AUGMENTATIONS = ("none", "crop", "flip", "crop+flip")
+EMULATIONS = ("forward", "both")
+LEARNING_RATES = {"madam": 0.03, "integer-madam": 0.03, "lns-madam": 0.03, "adam": 0.003, "sgd": 0.05}
 # Passes over the training set by (data, model); enough for the curve to be flat at its end.
 EPOCHS = {("digits", "mlp"): 60, ("digits", "cnn"): 40, ("", "mlp"): 20, ("", "cnn"): 8}
+_OTHER_EPOCHS = 10
+# Options of optimizers that a user may set, beside the learning rate.
+_MADAM_SETTINGS = ("beta", "g_bound", "p_scale", "p_max", "eps", "rule", "additive_scale", "sign_flip")
+OPTIMIZER_SETTINGS: dict[str, tuple[str, ...]] = {
+    "madam": (*_MADAM_SETTINGS, "range_octaves"),
+    "integer-madam": (*_MADAM_SETTINGS, "rounding", "init"),
+    "lns-madam": (*_MADAM_SETTINGS, "rounding", "init"),
+    "adam": ("beta1", "beta2", "eps"),
+    "sgd": ("momentum",),
+}
 
 _MAX_SEED = (1 << 63) - 1
 
@@ -56,20 +74,39 @@ class TrainConfig:
     Args:
         data: data set, see :func:`lnsdeploy.training.data.load_data`.
         data_dir: its folder; what counts is its content, so a moved folder does not change a run.
-        model: ``"mlp"`` or ``"cnn"``.
-        bits, gamma: format of all words.
-        weights, activations: their formats where they differ, as ``"6:4"``.
+        model: a name that :func:`~lnsdeploy.training.models.build_model` knows.
+        bits, gamma: format of weights and activations, with lns-madam also of errors and gradients.
+        weights, activations, errors, gradients: their formats where they differ, as ``"6:4"``, or ``"float"``. Errors
+            are the gradients of layers' outputs, gradients those of weights.
         as_float: train in float32; formats do not count then.
         granularity, calibration: see :class:`~lnsdeploy.recipe.LayerRecipe`.
-        recipe: formats layer by layer, instead of the five fields above.
-        optimizer: ``"madam"``, ``"integer-madam"``, ``"adam"`` or ``"sgd"``.
-        update_bits, update_gamma: format of the codes that integer-madam holds and moves (16:2048).
+        recipe: formats layer by layer, instead of the seven fields above.
+        optimizer: ``"madam"``, ``"integer-madam"``, ``"lns-madam"``, ``"adam"`` or ``"sgd"``.
+        update_bits, update_gamma: format of the codes that integer-madam holds and moves (16:2048). With lns-madam the
+            width alone, since γ follows from that of the layer's words.
         lr: learning rate; each optimizer has its default.
         epochs: passes over the training set; a default for each data set and model.
         batch_size: samples of a step, at most.
         seed: of the initial weights, of the order of the samples, of stochastic rounding.
-        schedule: ``"cosine"`` to zero, or ``"constant"``.
+        schedule: ``"cosine"`` or ``"linear"`` to zero, ``"step"`` (a tenth after half of the steps, and again after
+            three quarters), or ``"constant"``.
         threads: of torch; sums are split by threads, so they count.
+        warmup: steps in which the learning rate rises from zero.
+        label_smoothing: share of the target that goes to all classes, 0 to 1.
+        weight_decay: of adam (decoupled, Loshchilov and Hutter 2019) and sgd. Weights of madam are bounded instead.
+        grad_clip: bound of the gradient's norm over all parameters.
+        augment: ``"none"``, ``"crop"`` (shifts by up to an eighth of the width), ``"flip"`` (left and right), or both.
+        limit: train on that many samples, of each class in proportion.
+        image_size: of a folder's images.
+        context: characters that a model of text sees at a time, 64 by default.
+        emulate: run every product through `datapath` bit for bit while training, in the ``"forward"`` pass or in
+            ``"both"``.
+        datapath: a name or a TOML file.
+        init_from: a run directory or a weights file whose weights the training begins with.
+        model_settings: of the model's constructor, by name.
+        optimizer_settings: of the optimizer's, by name.
+        device: ``"cpu"``, ``"cuda"``, or ``"cuda:N"``.
+        deterministic: ask torch for operations that repeat themselves to the bit; on a GPU they are slower.
 
     Raises:
         BadTypeError, BadValueError, UnknownNameError: a field is wrong; the message names it.
@@ -95,10 +132,31 @@ class TrainConfig:
     seed: int = 0
     schedule: str = "cosine"
     threads: int = 1
+    errors: str | None = None
+    gradients: str | None = None
+    warmup: int = 0
+    label_smoothing: float = 0.0
+    weight_decay: float = 0.0
+    grad_clip: float | None = None
+    augment: str = "none"
+    limit: int | None = None
+    image_size: int | None = None
+    context: int | None = None
+    emulate: str | None = None
+    datapath: str | None = None
+    init_from: str | None = None
+    model_settings: Mapping[str, Any] | None = None
+    optimizer_settings: Mapping[str, Any] | None = None
+    device: str = "cpu"
+    deterministic: bool = True
 
     def __post_init__(self) -> None:
-        check_choice("data", self.data, data_names())
-        check_choice("model", self.model, tuple(MODELS))
+        check_string("data", self.data)
+        if not is_text(self.data):
+            check_choice("data", self.data, data_names())
+        check_string("model", self.model)
+        if not is_model_name(self.model):
+            check_choice("model", self.model, tuple(MODELS))
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("granularity", self.granularity, GRANULARITIES)
@@ -106,9 +164,9 @@ class TrainConfig:
         if self.data_dir is not None:
             check_string("data_dir", self.data_dir)
         LNSFormat(self.bits, self.gamma)
-        for field in ("weights", "activations"):
+        for field in ("weights", "activations", "errors", "gradients"):
             value = getattr(self, field)
-            if value is not None:
+            if value not in (None, FLOAT):
                 try:
                     object.__setattr__(self, field, str(LNSFormat.parse(value)))
                 except LNSError as error:
@@ -130,34 +188,99 @@ class TrainConfig:
         if not 0 < self.lr < math.inf:
             raise BadValueError(f"lr must be a number above 0, not {self.lr}")
         object.__setattr__(self, "lr", float(self.lr))
+        self._check_later_fields()
+
+    def _check_later_fields(self) -> None:
+        check_choice("augment", self.augment, AUGMENTATIONS)
+        check_integer("warmup", self.warmup, 0, 1 << 40)
+        if self.augment != "none" and is_text(self.data):
+            raise BadValueError(f"augment: {self.augment!r} is for images, not for text")
+        for field, end in (("label_smoothing", 1.0), ("weight_decay", math.inf), ("grad_clip", math.inf)):
+            value = getattr(self, field)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise BadTypeError(f"{field} must be a number, not {value!r}")
+            if not 0 <= value < end or (field == "grad_clip" and value == 0):
+                raise BadValueError(f"{field} must be {'above' if field == 'grad_clip' else 'at least'} 0, not {value}")
+            object.__setattr__(self, field, float(value))
+        if self.weight_decay and self.optimizer not in ("adam", "sgd"):
+            raise BadValueError(
+                f"weight_decay belongs to adam and sgd; {self.optimizer} bounds weights instead (p_scale in "
+                "optimizer_settings)"
+            )
+        for field in ("limit", "image_size", "context"):
+            if getattr(self, field) is not None:
+                check_integer(field, getattr(self, field), 1, 1 << 31)
+        if (self.emulate is None) != (self.datapath is None):
+            raise BadValueError("emulate and datapath belong together: which passes, and through which arithmetic")
+        if self.emulate is not None:
+            check_choice("emulate", self.emulate, EMULATIONS)
+            check_string("datapath", self.datapath)
+            load_datapath(str(self.datapath))
+        if self.init_from is not None:
+            check_string("init_from", self.init_from)
+        if not isinstance(self.deterministic, bool):
+            raise BadTypeError(f"deterministic must be true or false, not {self.deterministic!r}")
+        check_string("device", self.device)
+        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", self.device):
+            raise BadValueError(f"device must be cpu, cuda or cuda:N, not {self.device!r}")
+        for field in ("model_settings", "optimizer_settings"):
+            value = getattr(self, field)
+            if value is None:
+                continue
+            if not isinstance(value, Mapping) or not all(
+                isinstance(k, str) and isinstance(v, (bool, int, float, str)) for k, v in value.items()
+            ):
+                raise BadTypeError(f"{field} must be names with numbers, texts or booleans, not {value!r}")
+            object.__setattr__(self, field, dict(value) or None)
+        for key in self.optimizer_settings or {}:
+            if key not in OPTIMIZER_SETTINGS[self.optimizer]:
+                raise UnknownNameError(f"setting of {self.optimizer}", key, OPTIMIZER_SETTINGS[self.optimizer])
 
     def _resolve(self) -> None:
         """Fill in what was left open, so that a config says what will happen."""
         if self.lr is None:
             object.__setattr__(self, "lr", LEARNING_RATES[self.optimizer])
         if self.epochs is None:
-            found = EPOCHS.get((self.data, self.model), EPOCHS["", self.model])
+            found = EPOCHS.get((self.data, self.model), EPOCHS.get(("", self.model), _OTHER_EPOCHS))
             object.__setattr__(self, "epochs", found)
-        if self.optimizer != "integer-madam":
-            for field in ("update_bits", "update_gamma"):
-                if getattr(self, field) is not None:
-                    raise BadValueError(f"{field} belongs to integer-madam; leave it out with {self.optimizer}")
+        if self.optimizer != "integer-madam" and self.update_gamma is not None:
+            raise BadValueError(f"update_gamma belongs to integer-madam; leave it out with {self.optimizer}")
+        if self.optimizer not in INTEGER_OPTIMIZERS:
+            if self.update_bits is not None:
+                raise BadValueError(
+                    f"update_bits belongs to integer-madam and lns-madam; leave it out with {self.optimizer}"
+                )
             return
         if self.update_bits is None:
             object.__setattr__(self, "update_bits", 16)
         check_integer("update_bits", self.update_bits, 2, 32)
         assert self.update_bits is not None
+        if self.optimizer == "lns-madam":
+            if self.as_float:
+                raise BadValueError("lns-madam trains words; for the yardstick in float32 take another optimizer")
+            return
         if self.update_gamma is None:
             # 16 octaves, or where codes are few, at least the 7 that one code an octave needs
             object.__setattr__(self, "update_gamma", max(1, 1 << (self.update_bits - 1) >> 4))
         LNSFormat(self.update_bits, self.update_gamma)  # type: ignore[arg-type]
 
     def layer_recipe(self) -> LayerRecipe:
-        """The formats that `bits`, `gamma`, `weights` and `activations` give."""
+        """The formats that `bits`, `gamma`, `weights`, `activations`, `errors` and `gradients` give."""
         both = LNSFormat(self.bits, self.gamma)
+
+        def named(text: str | None, otherwise: LNSFormat | None) -> LNSFormat | None:
+            if text is None:
+                return otherwise
+            return None if text == FLOAT else LNSFormat.parse(text)
+
+        backward = both if self.optimizer == "lns-madam" else None
         return LayerRecipe(
-            weight=LNSFormat.parse(self.weights) if self.weights else both,
-            activation=LNSFormat.parse(self.activations) if self.activations else both,
+            weight=named(self.weights, both),
+            activation=named(self.activations, both),
+            error=named(self.errors, backward),
+            gradient=named(self.gradients, backward),
             granularity=self.granularity,
             calibration=self.calibration,
         )
@@ -170,7 +293,12 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for TOML; fields that are None, and the recipe, are left out."""
-        made = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        made = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            # what was added later is only written where it says something, so that older runs stay what they are
+            if f.name not in _LATER or getattr(self, f.name) != f.default
+        }
         return {key: value for key, value in made.items() if value is not None and key != "recipe"}
 
     @classmethod
@@ -193,38 +321,76 @@ class TrainConfig:
 
     def model_for(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """The net, initialised and prepared, in training mode."""
-        model = build_model(self.model, shape, classes, seed=self.seed)
+        model = build_model(self.model, shape, classes, seed=self.seed, settings=self.model_settings)
         recipe = self.full_recipe()
         return model if recipe is None else prepare_(model, recipe)
+
+
+_LATER = (
+    "errors",
+    "gradients",
+    "warmup",
+    "label_smoothing",
+    "weight_decay",
+    "grad_clip",
+    "augment",
+    "limit",
+    "image_size",
+    "context",
+    "emulate",
+    "datapath",
+    "init_from",
+    "model_settings",
+    "optimizer_settings",
+    "device",
+    "deterministic",
+)
+# Where a training runs and begins is not what it is; the digest of what it begins with is.
+_PLACES = ("data_dir", "init_from", "device")
 
 
 # ---------------------------------------------------------------------------------------------------
 # config.toml
 
 
-def config_table(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
-    """What config.toml holds."""
+def config_table(
+    config: TrainConfig, dataset: Dataset | Text, shape: tuple[int, ...], samples: tuple[int, int], start: str | None
+) -> dict[str, Any]:
+    """What config.toml holds.
+
+    Args:
+        shape: of one input.
+        samples: numbers of training and of test samples.
+        start: digest of the weights that the training begins with, where they are not initialised.
+    """
     recipe = config.full_recipe()
     table: dict[str, Any] = {"lnsdeploy": __version__, "train": config.to_dict()}
     if recipe is not None:
         table["recipe"] = recipe.to_dict()
     table["dataset"] = {
         "source": dataset.source,
-        "shape": list(dataset.shape),
+        "shape": list(shape),
         "classes": dataset.classes,
-        "train": len(dataset.train_x),
-        "test": len(dataset.test_x),
+        "train": samples[0],
+        "test": samples[1],
         "digest": dataset.digest,
     }
+    if isinstance(dataset, Text):
+        table["dataset"]["vocabulary"] = dataset.vocabulary
+    if start is not None:
+        table["start"] = {"digest": start}
     table["environment"] = {"torch": torch.__version__, "numpy": np.__version__, "threads": config.threads}
     return table
 
 
 def identity(table: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config table that decides the weights: not where data lie, nor the versions of programs."""
-    train = {key: value for key, value in table["train"].items() if key != "data_dir"}
+    train = {key: value for key, value in table["train"].items() if key not in _PLACES}
+    if is_text(str(train.get("data", ""))):
+        train["data"] = "text"
     dataset = {key: table["dataset"][key] for key in ("shape", "classes", "digest")}
-    return {"train": train, "recipe": table.get("recipe", {}), "dataset": dataset}
+    found = {"train": train, "recipe": table.get("recipe", {}), "dataset": dataset}
+    return found | ({"start": table["start"]} if "start" in table else {})
 
 
 def identity_hash(table: Mapping[str, Any]) -> str:
@@ -392,6 +558,7 @@ class Run:
         accuracy: fraction of the test set, as measured at the end of the training.
         shape, classes: of inputs and outputs.
         digest: of the data set it was trained on.
+        start: of the weights it began with, if they were not initialised.
         words: the integer weights of integer-madam, by parameter name.
         history: the lines of metrics.csv.
     """
@@ -405,6 +572,7 @@ class Run:
     digest: str
     words: dict[str, LNSTensor]
     history: list[Row]
+    start: str | None = None
 
     def dataset(self, data_dir: str | Path | None = None) -> Dataset:
         """The data set of the run.
@@ -415,7 +583,9 @@ class Run:
         Raises:
             BadFileError: it is missing, or not the one the run was trained on.
         """
-        found = load_data(self.config.data, data_dir or self.config.data_dir)
+        if is_text(self.config.data):
+            raise UnsupportedError(f"{self.path}: was trained on text, and this needs images with labels")
+        found = load_data(self.config.data, data_dir or self.config.data_dir, image_size=self.config.image_size)
         if found.digest != self.digest:
             raise BadFileError(
                 f"{self.path}: was trained on other data ({self.config.data}, digest {self.digest}) than "
@@ -455,13 +625,19 @@ def config_table_of(run: Run) -> dict[str, Any]:
         "train": run.config.to_dict(),
         "recipe": {} if recipe is None else recipe.to_dict(),
         "dataset": {"shape": list(run.shape), "classes": run.classes, "digest": run.digest},
+        **({} if run.start is None else {"start": {"digest": run.start}}),
     }
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, *, run_code: bool = False) -> Run:
     """Read a run directory.
 
+    Args:
+        run_code: import the module that the run names for its model (``FILE.py:CALLABLE``). Without it nothing of a
+            run directory is executed, and such a run is refused.
+
     Raises:
+        UnsupportedError: the model is made by code that is not to be run.
         BadFileError: it is not a run directory, the training is not finished, or a file is damaged or
             does not belong to the others.
     """
@@ -478,6 +654,11 @@ def load_run(path: str | Path) -> Run:
     accuracy, word_notes = read_weights_notes(notes, file)
     if notes.get("identity") != identity_hash(table):
         raise BadFileError(f"{file}: belongs to another {CONFIG}; one of the two was changed or replaced")
+    if runs_code(config.model) and not run_code:
+        raise UnsupportedError(
+            f"{folder}: its model is made by {config.model}, and reading a run executes no code; load it with "
+            "load_run(…, run_code=True) if you trust that module"
+        )
     dataset = table["dataset"]
     shape, classes = tuple(dataset["shape"]), int(dataset["classes"])
     try:
@@ -489,7 +670,8 @@ def load_run(path: str | Path) -> Run:
     model.eval()
     history = read_metrics(folder)
     tensors = _read_words(word_notes, words, model, file)
-    return Run(folder, config, model, accuracy, shape, classes, str(dataset["digest"]), tensors, history)
+    start = table.get("start", {}).get("digest")
+    return Run(folder, config, model, accuracy, shape, classes, str(dataset["digest"]), tensors, history, start)
 
 
 def read_weights_notes(notes: Mapping[str, Any], file: Path) -> tuple[float, dict[str, Any]]:
@@ -504,6 +686,23 @@ def read_weights_notes(notes: Mapping[str, Any], file: Path) -> tuple[float, dic
     return float(accuracy), words
 
 
+def _are_words_of(tensor: LNSTensor, values: npt.NDArray[Any], compute_bits: Any) -> bool:
+    """Whether values are those of words, or of their upper bits."""
+    if compute_bits is None:
+        return np.array_equal(tensor.decode(), values)
+    if not isinstance(compute_bits, int) or not 2 <= compute_bits <= tensor.format.bits:
+        return False
+    drop = tensor.format.bits - compute_bits
+    if tensor.format.gamma % (1 << drop):
+        return False
+    upper = LNSFormat(compute_bits, tensor.format.gamma >> drop)
+    codes, negative = tensor.format.split(tensor.words)
+    shorter = np.clip((codes.astype(np.int64) + (1 << drop >> 1)) >> drop, 1, upper.max_code) * (codes > 0)
+    offset = np.asarray(tensor.offset) >> drop
+    made = LNSTensor(upper.join(shorter, negative), upper, offset if offset.ndim else int(offset), tensor.axis)
+    return np.array_equal(made.decode(), values)
+
+
 def _read_words(
     notes: Mapping[str, Any], words: Mapping[str, npt.NDArray[Any]], model: nn.Module, file: Path
 ) -> dict[str, LNSTensor]:
@@ -513,10 +712,18 @@ def _read_words(
         if name not in words or name not in parameters:
             raise BadFileError(f"{file}: the words of {name!r} are missing")
         try:
-            tensor = LNSTensor(words[name], LNSFormat.parse(note["format"]), int(note["offset"]))
+            offset = note["offset"]
+            several = isinstance(offset, list)
+            tensor = LNSTensor(
+                words[name],
+                LNSFormat.parse(note["format"]),
+                np.array(offset, dtype=np.int64) if several else int(offset),
+                0 if several else None,
+            )
         except (LNSError, KeyError, TypeError, ValueError) as error:
             raise BadFileError(f"{file}: the words of {name!r} are damaged: {error}") from error
-        if not np.array_equal(tensor.decode(), parameters[name].detach().numpy()):
+        # the parameter has the values of the codes, or of their upper bits: the nearest word of any width is the same
+        if not _are_words_of(tensor, parameters[name].detach().numpy(), note.get("compute_bits")):
             raise BadFileError(f"{file}: the words of {name!r} are not those of its values")
         found[name] = tensor
     return found

@@ -1,20 +1,27 @@
 """Training: from a config to a run directory (docs/training.md).
 
-A training is a function of its config and data: the order of the samples follows from (seed, epoch), stochastic
-rounding from (seed, step), and torch's random state is not used. So a training that was killed continues
-from its last checkpoint to the bits it would have had.
+A training is a function of its config and data: the order of the samples and their augmentation follow from (seed,
+epoch), stochastic rounding from (seed, step), and torch's random state, which dropout needs, is set anew for every
+step. So a training that was killed continues from its last checkpoint to the bits it would have had.
 """
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import hashlib
 import importlib.util
+import io
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -25,23 +32,33 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from lnsdeploy.errors import BadFileError, BadValueError, LNSError, MissingDependencyError
-from lnsdeploy.files import atomic_path, make_folder
-from lnsdeploy.formats import random_bytes
+from lnsdeploy.evaluation.shards import Shards
+from lnsdeploy.files import atomic_path, make_folder, read_bytes, write_text
+from lnsdeploy.formats import LNSFormat, random_bytes
 from lnsdeploy.recipe import load_recipe
 from lnsdeploy.training import run as runs
 from lnsdeploy.training.data import Dataset, load_data
-from lnsdeploy.training.madam import IntegerMadam, Madam
+from lnsdeploy.training.feeds import CONTEXT, Feed, ImageFeed, TextFeed
+from lnsdeploy.training.layers import lns_layers
+from lnsdeploy.training.madam import IntegerMadam, LNSMadam, Madam
+from lnsdeploy.training.processes import average_, joined, total
 from lnsdeploy.training.run import Row, TrainConfig
+from lnsdeploy.training.text import Text, is_text, load_text
 
 __all__ = ["TrainConfig", "TrainResult", "config_from_options", "evaluate", "make_optimizer", "train"]
 
 Progress = Callable[[int, Row], None]
+# Steps done, steps in all, the loss of the last.
+StepProgress = Callable[[int, int, float], None]
 
 # Streams of the generator of spec 2.3; integer-madam has the first ones, by step.
 _ORDER_STREAM = 1 << 62
 _EVALUATION_BATCH = 512
+# Between checkpoints within an epoch, in seconds.
+_CHECKPOINT_SECONDS = 60.0
 _OPTIMIZER = "optimizer."
 _MODEL = "model."
+_LOSSES = "steps.loss"
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,8 @@ class TrainResult:
         seconds: time of all epochs, those before an interruption included.
         train_accuracy, train_loss: of the last epoch, averaged while it trained.
         parameters: number of trained parameters.
+        loss: mean cross-entropy of the test set, in nats; of a text, per character.
+        best: the largest accuracy after any epoch.
     """
 
     accuracy: float
@@ -64,6 +83,8 @@ class TrainResult:
     train_accuracy: float
     train_loss: float
     parameters: int
+    loss: float
+    best: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -75,6 +96,8 @@ class TrainResult:
             "train_accuracy": self.train_accuracy,
             "train_loss": self.train_loss,
             "parameters": self.parameters,
+            "loss": self.loss,
+            "best": self.best,
         }
 
 
@@ -108,62 +131,156 @@ def config_from_options(
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
-    """The config's optimizer over all parameters of a model."""
+    """The config's optimizer over all parameters of a model.
+
+    Raises:
+        BadValueError, BadTypeError, UnknownNameError: one of its settings is wrong.
+    """
     assert config.lr is not None
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    settings: dict[str, Any] = dict(config.optimizer_settings or {})
     if config.optimizer == "madam":
-        return Madam(parameters, lr=config.lr)
-    if config.optimizer == "integer-madam":
+        return Madam(parameters, lr=config.lr, **settings)
+    if config.optimizer in runs.INTEGER_OPTIMIZERS:
         assert config.update_bits is not None
+        settings["seed"] = config.seed
+        if config.optimizer == "lns-madam":
+            return LNSMadam(model, config.lr, config.update_bits, **settings)
         assert config.update_gamma is not None
-        return IntegerMadam(
-            parameters, lr=config.lr, bits=config.update_bits, gamma=config.update_gamma, seed=config.seed
+        return IntegerMadam(parameters, config.lr, config.update_bits, config.update_gamma, **settings)
+    try:
+        if config.optimizer == "adam":
+            betas = settings.pop("beta1", 0.9), settings.pop("beta2", 0.999)
+            return torch.optim.AdamW(
+                parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay, **settings
+            )
+        momentum = settings.pop("momentum", 0.9)
+        return torch.optim.SGD(
+            parameters, lr=config.lr, momentum=momentum, nesterov=bool(momentum), weight_decay=config.weight_decay
         )
-    if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=config.lr)
-    return torch.optim.SGD(parameters, lr=config.lr, momentum=0.9, nesterov=True)
+    except (TypeError, ValueError) as error:
+        raise BadValueError(f"optimizer_settings: {error}") from error
+
+
+def make_feed(config: TrainConfig, data: Dataset | Text) -> Feed:
+    """The samples of a config's training.
+
+    Raises:
+        BadValueError: there are too few.
+    """
+    device = torch.device(config.device)
+    if isinstance(data, Text):
+        # the transformer's own setting; a model of the user's may have one of that name
+        return TextFeed(data, context=context_of(config), limit=config.limit, seed=config.seed, device=device)
+    return ImageFeed(data, augment=config.augment, limit=config.limit, seed=config.seed, device=device)
+
+
+def context_of(config: TrainConfig) -> int:
+    """Characters that a model of text sees."""
+    return config.context or CONTEXT
+
+
+def load_any(config: TrainConfig) -> Dataset | Text:
+    """The data of a config.
+
+    Raises:
+        LNSError: missing or damaged.
+    """
+    if is_text(config.data):
+        return load_text(config.data, config.data_dir)
+    return load_data(config.data, config.data_dir, image_size=config.image_size)
 
 
 # ---------------------------------------------------------------------------------------------------
 
 
+def _loss_and_hits(model: nn.Module, x: Tensor, y: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy over all labels, and how many of them have the largest logit."""
+    logits = model(x)
+    if logits.ndim == 3:
+        logits, y = logits.reshape(-1, logits.shape[-1]), y.reshape(-1)
+    loss = functional.cross_entropy(logits, y, label_smoothing=smoothing)
+    return loss, (logits.detach().argmax(dim=1) == y).sum()
+
+
 @torch.no_grad()
-def _evaluated(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+def _evaluated(model: nn.Module, feed: Feed, shards: Shards) -> tuple[float, float]:
     """Mean loss and accuracy in eval mode; the model's mode is restored."""
     training = model.training
     model.eval()
-    loss, right = 0.0, 0
-    for start in range(0, len(x), _EVALUATION_BATCH):
-        part = slice(start, start + _EVALUATION_BATCH)
-        logits = model(x[part])
-        loss += float(functional.cross_entropy(logits, y[part], reduction="sum"))
-        right += int((logits.argmax(dim=1) == y[part]).sum())
+    loss, right, count = 0.0, 0.0, 0.0
+    samples = feed.sizes[1]
+    size = max(1, min(_EVALUATION_BATCH, samples // shards.world))
+    for number in shards.own(-(-samples // size)):
+        x, y = feed.test(number * size, min(samples, (number + 1) * size))
+        mean, hits = _loss_and_hits(model, x, y, 0.0)
+        loss += float(mean) * y.numel()
+        right += int(hits)
+        count += y.numel()
     model.train(training)
-    return loss / len(x), right / len(x)
+    loss, right, count = total([loss, right, count])
+    return loss / count, right / count
 
 
 def evaluate(model: nn.Module, dataset: Dataset) -> float:
     """Accuracy on the test set, a fraction; the model is run in eval mode and left in the mode it had."""
-    return _evaluated(model, torch.tensor(dataset.test_x), torch.tensor(dataset.test_y))[1]
+    feed = ImageFeed(dataset, augment="none", limit=None, seed=0, device=next(model.parameters()).device)
+    return _evaluated(model, feed, Shards())[1]
 
 
 @contextmanager
-def _deterministic(threads: int) -> Iterator[None]:
-    """Deterministic algorithms and a fixed number of threads, both restored afterwards."""
+def _deterministic(config: TrainConfig) -> Iterator[None]:
+    """Torch's global options for a training, all restored afterwards."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     options: Any = torch.utils.deterministic
     fill = options.fill_uninitialized_memory
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
-    # a debugging aid that costs a pass over every new tensor
-    options.fill_uninitialized_memory = False
+    torch.set_num_threads(config.threads)
+    on_gpu = config.device != "cpu"
+    if config.deterministic:
+        if on_gpu:
+            # what cuBLAS wants to hear before it is deterministic; it looks when it is first used
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=on_gpu)
+        # a debugging aid that costs a pass over every new tensor
+        options.fill_uninitialized_memory = False
     try:
-        yield
+        with torch.random.fork_rng(devices=[torch.device(config.device)] if on_gpu else []):
+            yield
     finally:
         options.fill_uninitialized_memory = fill
         torch.use_deterministic_algorithms(before[1], warn_only=warn_only)
         torch.set_num_threads(before[0])
+
+
+class _Interrupts:
+    """Ctrl-C and SIGTERM between steps rather than within one, so that what a step changes stays whole."""
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked is not None:
+            # twice: the user will not wait for the step
+            raise KeyboardInterrupt
+        self.asked = number
+
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Inside, the first interrupt is only noted; elsewhere than in the main thread nothing changes."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number, handler in before.items():
+            # one that is ignored (as in a shell's background) stays ignored
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, self._ask)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def sample_order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
@@ -178,79 +295,165 @@ def sample_order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """The learning rate of step 0 … `steps` − 1."""
     assert config.lr is not None
-    if config.schedule == "constant":
-        return config.lr
-    return config.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+    warm = min(1.0, (step + 1) / (config.warmup + 1))
+    part = step / steps
+    shapes = {
+        "constant": 1.0,
+        "cosine": 0.5 * (1 + math.cos(math.pi * part)),
+        "linear": 1 - part,
+        "step": 0.01 if part >= 0.75 else 0.1 if part >= 0.5 else 1.0,
+    }
+    return config.lr * (shapes[config.schedule] if warm == 1 else shapes[config.schedule] * warm)
 
 
 class _Training:
     """A training in progress."""
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, folder: Path, identity: str):
-        self.config, self.folder, self.identity = config, folder, identity
-        self.train_x, self.train_y = torch.tensor(dataset.train_x), torch.tensor(dataset.train_y)
-        self.test_x, self.test_y = torch.tensor(dataset.test_x), torch.tensor(dataset.test_y)
-        self.model = config.model_for(dataset.shape, dataset.classes)
-        self.optimizer = make_optimizer(config, self.model)
+    def __init__(self, config: TrainConfig, classes: int, feed: Feed, folder: Path, identity: str, shards: Shards):
+        self.config, self.folder, self.identity, self.feed, self.shards = config, folder, identity, feed, shards
+        self.model = config.model_for(feed.shape, classes).to(config.device)
         self.history: list[Row] = []
+        self.losses: list[float] = []
+        # of the epoch in progress: the next batch, sums, and seconds before the last interruption
+        self.batch, self.sums, self.seconds = 0, (0.0, 0.0, 0.0), 0.0
         assert config.epochs is not None
         self.epochs = config.epochs
+        samples = feed.sizes[0]
         # batches of nearly equal size, so that no batch norm ever sees a batch of one
-        self.batches = -(-len(self.train_x) // config.batch_size)
+        self.batches = -(-samples // config.batch_size)
+        if samples // self.batches < shards.world:
+            raise BadValueError(
+                f"batches of {samples // self.batches} samples cannot be split over {shards.world} processes"
+            )
+        self.steps = self.epochs * self.batches
+        self.interrupts = _Interrupts()
+        self._saved = time.monotonic()
+
+    def begin(self, start: dict[str, npt.NDArray[Any]] | None, where: str) -> None:
+        """Take the weights to begin with, and make the optimizer."""
+        if start is not None:
+            load_start(self.model, start, where)
+        self.optimizer = make_optimizer(self.config, self.model)
+        held = {layer.weight for _, layer in lns_layers(self.model) if isinstance(layer.recipe.gradient, LNSFormat)}
+        # gradients that are words have been averaged before they were rounded
+        self._to_average = [p for p in self.model.parameters() if p not in held]
 
     @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
-    def run(self, progress: Progress | None) -> None:
+    def run(self, progress: Progress | None, on_step: StepProgress | None, every: int | None, board: Any) -> None:
         while len(self.history) < self.epochs:
-            row = self.epoch(len(self.history))
+            with self.interrupts.between_steps(), self.arithmetic():
+                row = self.epoch(len(self.history), on_step, every)
             self.history.append(row)
+            self.batch, self.sums, self.seconds = 0, (0.0, 0.0, 0.0), 0.0
             self.save_checkpoint()
-            runs.write_metrics(self.folder, self.history)
+            if self.shards.is_first:
+                runs.write_metrics(self.folder, self.history)
+                self.write_steps()
+                if board is not None:
+                    _tell_board(board, row, self.losses[-self.batches :], self.steps_done)
             if progress is not None:
                 progress(len(self.history), row)
+            if self.interrupts.asked and self.shards.world == 1 and len(self.history) < self.epochs:
+                raise KeyboardInterrupt
 
-    def epoch(self, number: int) -> Row:
-        start = time.perf_counter()
-        order = torch.from_numpy(sample_order(self.config.seed, number, len(self.train_x)))
-        x, y = self.train_x[order], self.train_y[order]
+    @property
+    def steps_done(self) -> int:
+        return len(self.history) * self.batches + self.batch
+
+    def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+        """Where products are computed: as torch does, or through a datapath."""
+        if self.config.emulate is None or self.config.datapath is None:
+            return contextlib.nullcontext()
+        from lnsdeploy.emulator.mode import emulate
+
+        return emulate(self.config.datapath, backward=self.config.emulate == "both", model=self.model)
+
+    def epoch(self, number: int, on_step: StepProgress | None, every: int | None) -> Row:
+        started = time.perf_counter()
+        order = sample_order(self.config.seed, number, self.feed.sizes[0])
+        parts = np.array_split(order, self.batches)
         self.model.train()
-        total, right, rate = 0.0, 0, 0.0
-        steps = self.epochs * self.batches
-        for index, (batch, labels) in enumerate(
-            zip(x.tensor_split(self.batches), y.tensor_split(self.batches), strict=True)
-        ):
-            rate = learning_rate(self.config, number * self.batches + index, steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.zero_grad(set_to_none=True)
-            logits = self.model(batch)
-            loss = functional.cross_entropy(logits, labels)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise BadValueError(
-                    f"the loss became {value} in epoch {number + 1}: the training has diverged; "
-                    f"try a smaller learning rate than {self.config.lr}"
-                )
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            total += value * len(labels)
-            right += int((logits.detach().argmax(dim=1) == labels).sum())
-        test_loss, test_accuracy = _evaluated(self.model, self.test_x, self.test_y)
+        while self.batch < self.batches:
+            self.step(number, parts[self.batch])
+            self.batch += 1
+            if on_step is not None:
+                on_step(self.steps_done, self.steps, self.losses[-1])
+            # one process alone: others would wait for this one in vain
+            asked = self.interrupts.asked if self.shards.world == 1 else None
+            if every is not None:
+                due = self.steps_done % every == 0
+            else:
+                due = self.shards.is_first and time.monotonic() - self._saved > _CHECKPOINT_SECONDS
+            if (due or asked) and self.batch < self.batches:
+                self.seconds += time.perf_counter() - started
+                started = time.perf_counter()
+                self.save_checkpoint()
+            if asked and self.batch < self.batches:
+                raise KeyboardInterrupt
+        test_loss, test_accuracy = _evaluated(self.model, self.feed, self.shards)
+        loss, right, count = self.sums
         return {
             "epoch": number + 1,
-            "lr": rate,
-            "train_loss": total / len(x),
-            "train_accuracy": right / len(x),
+            "lr": learning_rate(self.config, (number + 1) * self.batches - 1, self.steps),
+            "train_loss": loss / count,
+            "train_accuracy": right / count,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
-            "seconds": round(time.perf_counter() - start, 6),
+            "seconds": round(self.seconds + time.perf_counter() - started, 6),
         }
+
+    def step(self, epoch: int, indices: npt.NDArray[np.int64]) -> None:
+        """One update from the samples of a batch, of which this process takes its part."""
+        config, world = self.config, self.shards.world
+        rate = learning_rate(config, self.steps_done, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # dropout, or whatever random a user's model has
+        torch.manual_seed(_seed_of(config.seed, self.steps_done * world + self.shards.rank))
+        own = np.array_split(indices, world)[self.shards.rank]
+        x, y = self.feed.batch(epoch, own)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, hits = _loss_and_hits(self.model, x, y, config.label_smoothing)
+        share = world * len(own) / len(indices)
+        (loss * share if world > 1 else loss).backward()  # type: ignore[no-untyped-call]
+        sums = total([float(loss.detach()) * y.numel(), float(hits), float(y.numel())])
+        value = sums[0] / sums[2]
+        if not math.isfinite(value):
+            raise BadValueError(
+                f"the loss became {value} in epoch {epoch + 1}: the training has diverged; "
+                f"try a smaller learning rate than {config.lr}"
+            )
+        if world > 1:
+            average_(p.grad for p in self._to_average if p.grad is not None)
+        if config.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        self.optimizer.step()
+        if world > 1:
+            average_(
+                buffer for name, buffer in self.model.named_buffers() if name.endswith(("running_mean", "running_var"))
+            )
+        loss_sum, right, count = self.sums
+        self.sums = loss_sum + sums[0], right + sums[1], count + sums[2]
+        self.losses.append(value)
+
+    def write_steps(self) -> None:
+        """Write steps.csv, a line a step."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("step", "lr", "train_loss"))
+        for step, loss in enumerate(self.losses):
+            writer.writerow((step + 1, repr(learning_rate(self.config, step, self.steps)), repr(loss)))
+        write_text(self.folder / runs.STEPS, text.getvalue())
 
     # -- checkpoints --------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> None:
+        self._saved = time.monotonic()
+        if not self.shards.is_first:
+            return
         tensors = {_MODEL + name: tensor for name, tensor in self.model.state_dict().items()}
         scalars: dict[str, dict[str, Any]] = {}
         for index, state in self.optimizer.state_dict()["state"].items():
@@ -259,7 +462,15 @@ class _Training:
                     tensors[f"{_OPTIMIZER}{index}.{key}"] = value
                 elif value is not None:
                     scalars.setdefault(str(index), {})[key] = value
-        notes = {"identity": self.identity, "history": self.history, "optimizer": scalars}
+        tensors[_LOSSES] = torch.tensor(self.losses, dtype=torch.float64)
+        notes = {
+            "identity": self.identity,
+            "history": self.history,
+            "optimizer": scalars,
+            "batch": self.batch,
+            "sums": self.sums,
+            "seconds": self.seconds,
+        }
         runs.write_state(self.folder / runs.CHECKPOINT, runs.to_arrays(tensors), notes)
 
     def load_checkpoint(self) -> None:
@@ -272,98 +483,234 @@ class _Training:
             if not all(isinstance(v, (int, float)) for row in rows for v in row.values()):
                 raise ValueError("history")
             states = {int(index): dict(state) for index, state in notes["optimizer"].items()}
+            # those of the first versions were written between epochs alone
+            batch, seconds = int(notes.get("batch", 0)), float(notes.get("seconds", 0.0))
+            loss, right, count = (float(v) for v in notes.get("sums", (0.0, 0.0, 0.0)))
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise BadFileError(f"{path}: damaged metadata ({error!r}); begin anew with --restart") from error
-        if len(rows) > self.epochs:
-            raise BadFileError(f"{path}: {len(rows)} epochs, though only {self.epochs} are asked for")
+        if len(rows) > self.epochs or not 0 <= batch < self.batches:
+            raise BadFileError(
+                f"{path}: {len(rows)} epochs, though only {self.epochs} are asked for"
+                if len(rows) > self.epochs
+                else f"{path}: batch {batch} of an epoch that has {self.batches}"
+            )
+        done = len(rows) * self.batches + batch
+        losses = arrays.pop(_LOSSES, np.full(done, np.nan))
+        if losses.dtype != np.float64 or losses.shape not in ((done,), (1,) if not done else (done,)):
+            raise BadFileError(f"{path}: losses of {losses.shape} steps, not {done}; begin anew with --restart")
         model = {k.removeprefix(_MODEL): v for k, v in arrays.items() if k.startswith(_MODEL)}
         runs.load_model_state(self.model, model, str(path))
-        parameters = list(self.model.parameters())
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for name, array in arrays.items():
             if name.startswith(_MODEL):
                 continue
             index, _, key = name.removeprefix(_OPTIMIZER).partition(".")
             if not name.startswith(_OPTIMIZER) or not index.isdigit() or int(index) >= len(parameters) or not key:
                 raise BadFileError(f"{path}: unexpected tensor {name!r}")
-            shape = parameters[int(index)].shape
-            if array.shape not in (tuple(shape), (1,)):
-                raise BadFileError(f"{path}: tensor {name!r} has shape {array.shape}, its parameter {tuple(shape)}")
+            shape = tuple(parameters[int(index)].shape)
+            # torch keeps Adam's step as a scalar tensor; offsets may be those of channels
+            allowed = {shape, (1,), shape[:1] if key == "offset" else shape}
+            if array.shape not in allowed:
+                raise BadFileError(f"{path}: tensor {name!r} has shape {array.shape}, its parameter {shape}")
             value = torch.from_numpy(np.array(array))
-            # torch keeps Adam's step as a scalar tensor
-            states.setdefault(int(index), {})[key] = value if array.shape == tuple(shape) else value.reshape(())
+            single = array.shape == (1,) and shape != (1,) and not (key == "offset" and shape[:1] == (1,))
+            states.setdefault(int(index), {})[key] = value.reshape(()) if single else value
         saved = self.optimizer.state_dict()
         saved["state"] = states
         try:
             self.optimizer.load_state_dict(saved)
         except (LNSError, KeyError, ValueError, RuntimeError) as error:
             raise BadFileError(f"{path}: {error}; begin anew with --restart") from error
-        self.history = rows
+        self.history, self.losses = rows, losses[:done].tolist()
+        self.batch, self.sums, self.seconds = batch, (loss, right, count), seconds
 
     # -- the end ------------------------------------------------------------------------------------
 
     def finish(self) -> None:
         """Write the results; the weights come last, because their presence says that all is there."""
+        if not self.shards.is_first:
+            return
         runs.write_metrics(self.folder, self.history)
+        self.write_steps()
         write_curve(self.folder / runs.CURVE, self.history, _title(self.config))
         self.model.eval()
         arrays = runs.to_arrays(self.model.state_dict())
         words: dict[str, dict[str, Any]] = {}
         if isinstance(self.optimizer, IntegerMadam):
-            names = [name for name, _ in self.model.named_parameters()]
-            for name, tensor in zip(names, self.optimizer.lns_tensors(), strict=True):
-                if tensor is not None:
-                    arrays[f"{name}.words"] = tensor.words
-                    words[name] = {"format": str(tensor.format), "offset": int(tensor.offset)}
+            names = {parameter: name for name, parameter in self.model.named_parameters()}
+            held = [p for group in self.optimizer.param_groups for p in group["params"]]
+            for parameter, tensor in zip(held, self.optimizer.lns_tensors(), strict=True):
+                if tensor is None:
+                    continue
+                name = names[parameter]
+                arrays[f"{name}.words"] = tensor.words
+                offset = np.asarray(tensor.offset)
+                words[name] = {"format": str(tensor.format), "offset": offset.tolist()}
+                shorter = self.optimizer.state[parameter]["compute_bits"]
+                if shorter != tensor.format.bits:
+                    words[name]["compute_bits"] = shorter
         notes = {"identity": self.identity, "accuracy": self.history[-1]["test_accuracy"], "words": words}
         runs.write_state(self.folder / runs.WEIGHTS, arrays, notes)
         _remove(self.folder / runs.CHECKPOINT)
 
 
+def _seed_of(seed: int, step: int) -> int:
+    """A seed for torch's own generator, a function of the training's and the step."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {step}".encode(), digest_size=7).digest(), "little")
+
+
+def _tell_board(board: Any, row: Row, losses: list[float], done: int) -> None:
+    for step, loss in enumerate(losses, start=done - len(losses) + 1):
+        board.add_scalar("train/loss", loss, step)
+    for key in ("lr", "train_accuracy", "test_loss", "test_accuracy"):
+        board.add_scalar(key.replace("_", "/"), row[key], done)
+    board.flush()
+
+
+def read_start(source: str) -> tuple[dict[str, npt.NDArray[Any]], str, str]:
+    """The weights that a training is to begin with.
+
+    Args:
+        source: a run directory, or its weights file.
+    Returns: arrays by name, the file, and a digest of its bytes.
+
+    Raises:
+        BadFileError: it is missing or damaged.
+    """
+    file = Path(source)
+    if file.is_dir():
+        file = file / runs.WEIGHTS
+        if not file.is_file():
+            raise BadFileError(f"{source}: not a finished run ({runs.WEIGHTS} is missing)")
+    arrays, notes = runs.read_state(file)
+    words = notes.get("words", {})
+    kept = {k: v for k, v in arrays.items() if not (k.endswith(".words") and k.removesuffix(".words") in words)}
+    return kept, str(file), hashlib.sha256(read_bytes(file)).hexdigest()[:16]
+
+
+def load_start(model: nn.Module, arrays: dict[str, npt.NDArray[Any]], where: str) -> None:
+    """Begin with the parameters and statistics of another net of the same kind; formats may be others.
+
+    Offsets and maxima of quantizers are taken where both nets have them of one shape, and made anew elsewhere.
+
+    Raises:
+        BadFileError: a parameter is missing or of another shape.
+    """
+    own = model.state_dict()
+    calibration = ("weight_offset", ".offset", ".maximum")
+    taken = {}
+    for name, tensor in own.items():
+        if name in arrays and (not name.endswith(calibration) or arrays[name].shape == (tuple(tensor.shape) or (1,))):
+            taken[name] = runs.checked(arrays[name], tensor, f"{where}: tensor {name!r}")
+        elif not name.endswith(calibration):
+            raise BadFileError(f"{where}: tensor {name!r} is missing: the weights are those of another net")
+    for name in arrays:
+        if name not in own and not name.endswith(calibration):
+            raise BadFileError(f"{where}: the net has no tensor {name!r}: the weights are those of another net")
+    model.load_state_dict(taken, strict=False)
+
+
 def train(
-    config: TrainConfig, out: str | Path, *, restart: bool = False, progress: Progress | None = None
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    restart: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+    on_step: StepProgress | None = None,
+    checkpoint_every: int | None = None,
+    tensorboard: str | Path | None = None,
+    shards: Shards | None = None,
 ) -> TrainResult:
     """Train a net and leave a run directory.
 
-    A training that was interrupted continues from its last finished epoch, to the same bits as if it had not
+    A training that was interrupted continues from its last checkpoint, to the same bits as if it had not
     been; a finished one is not repeated, its result is read.
 
     Args:
         config: what to train.
         out: the run directory; it is created, and may hold other files.
         restart: begin anew even where `out` holds a run, which is removed.
+        resume: `out` must hold a run of this config, finished or not.
         progress: called after each epoch with the number of finished epochs and the line of metrics.csv.
+        on_step: called after each step with the number of steps done and of all, and the loss.
+        checkpoint_every: steps between checkpoints; by default one a minute, and one after each epoch.
+        tensorboard: a folder for TensorBoard's event files.
+        shards: the processes that train together (:func:`lnsdeploy.evaluation.shards.processes`); this one alone by
+            default.
 
     Raises:
         BadValueError: `out` holds a run with another config (the message names the differences), or the
             training has diverged.
         BadFileError: a file of the run is damaged, or cannot be written.
         LNSError: the data set is missing or damaged.
-        KeyboardInterrupt: Ctrl-C; finished epochs are kept.
+        KeyboardInterrupt: Ctrl-C; finished steps are kept.
     """
     if not isinstance(config, TrainConfig):
         raise BadValueError(f"config must be a TrainConfig, not {type(config).__name__}")
+    if restart and resume:
+        raise BadValueError("restart and resume exclude each other")
     if importlib.util.find_spec("matplotlib") is None:
         # better before an hour of training than after it
         raise MissingDependencyError("the learning curve needs matplotlib: pip install 'lnsdeploy[train]'")
-    dataset = load_data(config.data, config.data_dir)
-    folder = make_folder(out)
-    table = runs.config_table(config, dataset)
-    identity = runs.identity_hash(table)
+    if config.device != "cpu" and not torch.cuda.is_available():
+        raise BadValueError(f"device {config.device}: torch {torch.__version__} sees no GPU here")
+    shards = Shards() if shards is None else shards
+    board = _board(tensorboard) if tensorboard is not None and shards.is_first else None
+
+    def prepare() -> tuple[_Training, bool]:
+        assert shards is not None
+        data = load_any(config)
+        feed = make_feed(config, data)
+        arrays, where, digest = read_start(config.init_from) if config.init_from else (None, "", None)
+        table = runs.config_table(config, data, feed.shape, feed.sizes, digest)
+        identity = runs.identity_hash(table)
+        folder = Path(out)
+        if shards.is_first:
+            _set_up(folder, table, restart, resume)
+        # the first has removed what is not to be found, before others look
+        shards.broadcast(None)
+        training = _Training(config, data.classes, feed, folder, identity, shards)
+        if (folder / runs.WEIGHTS).exists():
+            return training, True
+        training.begin(arrays, where)
+        if (folder / runs.CHECKPOINT).exists():
+            training.load_checkpoint()
+        return training, False
+
+    with _deterministic(config), joined(shards.world):
+        training, finished = shards.together(prepare)
+        if finished:
+            return shards.together(lambda: _finished(training.folder, training))
+        try:
+            training.run(progress, on_step, checkpoint_every, board)
+        finally:
+            if board is not None:
+                board.close()
+        shards.together(training.finish)
+    return _result(training.folder, training.history, training.parameters)
+
+
+def _set_up(folder: Path, table: dict[str, Any], restart: bool, resume: bool) -> None:
+    """Make the run directory what the config says, or refuse."""
+    make_folder(folder)
     if restart:
         for name in runs.FILES:
             _remove(folder / name)
     elif (folder / runs.CONFIG).exists():
         _check_same(folder, table)
-    with _deterministic(config.threads):
-        training = _Training(config, dataset, folder, identity)
-        if (folder / runs.WEIGHTS).exists():
-            return _finished(folder, training)
+    elif resume:
+        raise BadFileError(f"{folder}: there is no run to resume ({runs.CONFIG} is missing)")
+    if not (folder / runs.WEIGHTS).exists():
         runs.write_config(folder, table)
-        if (folder / runs.CHECKPOINT).exists():
-            training.load_checkpoint()
-        training.run(progress)
-        training.finish()
-    return _result(folder, training.history, training.parameters)
+
+
+def _board(folder: str | Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingDependencyError("TensorBoard is not installed: pip install 'lnsdeploy[tensorboard]'") from error
+    return SummaryWriter(log_dir=str(folder))
 
 
 def _result(folder: Path, history: list[Row], parameters: int) -> TrainResult:
@@ -376,6 +723,8 @@ def _result(folder: Path, history: list[Row], parameters: int) -> TrainResult:
         train_accuracy=last["train_accuracy"],
         train_loss=last["train_loss"],
         parameters=parameters,
+        loss=last["test_loss"],
+        best=max(row["test_accuracy"] for row in history),
     )
 
 
