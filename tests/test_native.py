@@ -554,7 +554,9 @@ def test_decode_by_encode() -> None:
     np.testing.assert_array_equal(native.decode_by(words, table), words.astype(np.float32))
 
 
-@pytest.mark.parametrize(("start", "count"), [(0, 1), (0, 4096), (5, 11), (7, 300), (16, 256), (31, 33000), (1 << 37, 50)])
+@pytest.mark.parametrize(
+    ("start", "count"), [(0, 1), (0, 4096), (5, 11), (7, 300), (16, 256), (31, 33000), (1 << 37, 50)]
+)
 def test_random_bytes_are_those_of_the_formats(start, count):
     for seed, stream in ((0, 0), (-3, 1), ((1 << 64) - 1, 1 << 63), (123456789123, 77)):
         expected = random_bytes(seed, stream, count, start)
@@ -582,7 +584,9 @@ def turned(sign: Any, below: Any, grad: Any, flip: bool, ascend: bool) -> Any:
 
 
 @pytest.mark.parametrize("count", [1, 7, 64, 1001, 40003])
-@pytest.mark.parametrize(("flip", "ascend", "spread"), [(False, False, False), (True, True, True), (True, False, False)])
+@pytest.mark.parametrize(
+    ("flip", "ascend", "spread"), [(False, False, False), (True, True, True), (True, False, False)]
+)
 def test_steps_of_madam_round_as_numpy_does(isa, count, flip, ascend, spread):
     weight, grad, moment = floats_for_a_step(count, count)
     limits = (1e-12, -0.05, 0.4)
@@ -605,7 +609,9 @@ def test_steps_of_madam_round_as_numpy_does(isa, count, flip, ascend, spread):
 
 @pytest.mark.parametrize("count", [1, 7, 64, 1001, 40003])
 @pytest.mark.parametrize(("bits", "drop"), [(2, 0), (8, 0), (12, 4), (16, 0), (16, 8)])
-@pytest.mark.parametrize(("stochastic", "flip", "ascend", "spread"), [(True, False, False, True), (False, True, True, False)])
+@pytest.mark.parametrize(
+    ("stochastic", "flip", "ascend", "spread"), [(True, False, False, True), (False, True, True, False)]
+)
 def test_steps_of_codes_are_exact(isa, count, bits, drop, stochastic, flip, ascend, spread):
     _, grad, moment = floats_for_a_step(count, bits)
     rng = np.random.default_rng(count)
