@@ -1351,6 +1351,39 @@ LNS_INLINE void put(Vector v, T* x, int64_t i, int64_t n) {
     std::memcpy(x + i, &narrow, static_cast<size_t>(n) * sizeof(T));
   }
 }
+#if defined(LNS_AVX2)
+/* The compiler takes these apart into single elements. */
+template <>
+LNS_INLINE vi some<vi, int16_t>(const int16_t* x, int64_t i, int64_t n) {
+  __m128i narrow = _mm_setzero_si128();
+  if (n == V) {
+    narrow = _mm_loadu_si128((const __m128i*)(x + i));
+  } else {
+    std::memcpy(&narrow, x + i, static_cast<size_t>(n) * 2);
+  }
+  return (vi)_mm256_cvtepi16_epi32(narrow);
+}
+template <>
+LNS_INLINE vi some<vi, uint8_t>(const uint8_t* x, int64_t i, int64_t n) {
+  __m128i narrow = _mm_setzero_si128();
+  if (n == V) {
+    narrow = _mm_loadl_epi64((const __m128i*)(x + i));
+  } else {
+    std::memcpy(&narrow, x + i, static_cast<size_t>(n));
+  }
+  return (vi)_mm256_cvtepu8_epi32(narrow);
+}
+template <>
+LNS_INLINE void put<int16_t, vi>(vi v, int16_t* x, int64_t i, int64_t n) {
+  const __m256i both = _mm256_packs_epi32((__m256i)v, (__m256i)v);
+  const __m128i narrow = _mm256_castsi256_si128(_mm256_permute4x64_epi64(both, 0x08));
+  if (n == V) {
+    _mm_storeu_si128((__m128i*)(x + i), narrow);
+  } else {
+    std::memcpy(x + i, &narrow, static_cast<size_t>(n) * 2);
+  }
+}
+#endif
 template <class Body>
 LNS_INLINE void pieces(int64_t count, Body body) {
   int64_t i = 0;
