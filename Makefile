@@ -15,7 +15,7 @@ CMAKE ?= $(or $(shell command -v cmake),$(BIN)/cmake)
 SANITIZE ?= address,undefined
 # Kernels of AVX-512 are tested on machines without it too: there, their instructions are emulated.
 EMULATE_AVX512 ?= $(if $(shell grep -m 1 -o avx512vbmi /proc/cpuinfo 2>/dev/null),OFF,ON)
-SANITIZE_TESTS ?= tests/conformance tests/test_native.py -k "(cpu or kernel or named or saturation or cancel or strides or sums or encode) and not torch and not cuda"
+SANITIZE_TESTS ?= tests/conformance tests/test_native.py -k "(cpu or kernel or named or saturation or cancel or strides or sums or encode or steps or random_bytes) and not torch and not cuda"
 # The GPU kernels' text on the host: every kernel by addresses, those that differ in how threads meet by races as well.
 SANITIZE_CUDA ?= tests/test_cuda.py -k "every_kernel or convolutions"
 SANITIZE_CUDA_THREADS ?= tests/test_cuda.py -k "every_kernel and (saturate or bins or pair or log-low)"

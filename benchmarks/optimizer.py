@@ -1,4 +1,4 @@
-"""Time of an optimizer step: Madam and IntegerMadam beside torch's Adam, in one run.
+"""Time of an optimizer step: Madam and IntegerMadam (with LNSMadam's codes too) beside torch's Adam, in one run.
 
 ``python -m benchmarks.optimizer --json``
 
@@ -59,6 +59,7 @@ def measure(elements: int, tensors: int, repeats: int, warmup: int = 3) -> dict[
         "madam_single": lambda p: Madam(p, foreach=False),
         "integer_madam_nearest": lambda p: IntegerMadam(p, rounding="nearest"),
         "integer_madam_stochastic": lambda p: IntegerMadam(p),
+        "integer_madam_16_on_8": lambda p: IntegerMadam(p, bits=16, gamma=2048, compute_bits=8, rounding="nearest"),
     }
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(rows, columns, generator=generator) * 0.05 for _ in range(tensors)]

@@ -163,6 +163,18 @@ struct Rounding {
   bool is_signed, least; /* underflow gives the least magnitude instead of zero */
 };
 
+/* Numbers of one step of Madam or of IntegerMadam (docs/madam.md). */
+struct MadamStep {
+  float least, rate, bound; /* of second moments; what the normalised gradient is multiplied by; of that product */
+  bool flip, ascend;        /* magnitudes below the least change their sign; zeros wake along their gradient */
+};
+struct CodeStep {
+  MadamStep step;
+  int32_t max_code, drop, compute_max; /* of codes; bits below a compute word's, and the largest code of those */
+  const float* table;                  /* 2^(e/gamma) by absolute exponent */
+  int32_t table_last;
+};
+
 /* All kernels of one instruction set. */
 struct Isa {
   int32_t id;
@@ -174,6 +186,14 @@ struct Isa {
   int32_t (*round)(const Rounding& rounding, int32_t low, int32_t high, int64_t count, const int32_t* x, int32_t* y);
   /* the largest magnitude's bits */
   int32_t (*largest)(const int32_t* x, int64_t count);
+  /* x: by how much log2 |w| changes */
+  void (*octaves)(const MadamStep& step, int64_t count, const float* w, const float* g, const float* v, float* x);
+  /* y = w*x within the bounds, [1] or [count] each; returns how many are at the upper one */
+  int64_t (*move)(const MadamStep& step, int64_t count, const float* w, const float* g, const float* x,
+                  const float* low, const float* high, bool spread, float* y);
+  /* codes moved, with random bytes or without, and the values of their upper bits; bases are [1] or [count] */
+  int64_t (*step_codes)(const CodeStep& step, int64_t count, int16_t* codes, const float* g, const float* v,
+                        const uint8_t* random, const int64_t* bases, bool spread, float* y);
   Kernel shifted, expanded_wrap, expanded_saturate, fp32_wrap, fp32_saturate, fp32_lanes, fp32_wide, mitchell_wrap,
       mitchell_saturate, mitchell_lanes, gather_wrap, gather_saturate, gather_lanes, bins, log8, log16, log16_gather,
       log32;

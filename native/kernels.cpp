@@ -1299,6 +1299,187 @@ int32_t largest_bits(const int32_t* x, int64_t count) {
   return found;
 }
 
+/* ---- steps of optimizers ----------------------------------------------------------------------------------- */
+
+/* Every operation rounds as torch's own does, and in the same order: results are the same to the bit. */
+
+LNS_INLINE vf allf(float x) {
+  vf y;
+  for (int i = 0; i < V; ++i) y[i] = x;
+  return y;
+}
+LNS_INLINE vf pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+LNS_INLINE vf limited(vf x, vf low, vf high) {
+  x = pick((vi)(x > low), x, low); /* and NaN is low */
+  return pick((vi)(x < high), x, high);
+}
+/* -1, 0 or 1 */
+LNS_INLINE vf sign_of(vf x) { return __builtin_convertvector((vi)(x < vf{}) - (vi)(x > vf{}), vf); }
+LNS_INLINE vf gather_floats(const float* table, vi index) { return (vf)gather((const int32_t*)table, index); }
+
+/* 1/√x, both operations rounded to nearest */
+LNS_INLINE vf reciprocal_root(vf x) {
+#if defined(LNS_AVX512) && !defined(LNS_EMULATE_AVX512)
+  return allf(1.0f) / (vf)_mm512_sqrt_ps((__m512)x);
+#elif defined(LNS_AVX2)
+  return allf(1.0f) / (vf)_mm256_sqrt_ps((__m256)x);
+#else
+  for (int i = 0; i < V; ++i) x[i] = std::sqrt(x[i]);
+  return allf(1.0f) / x;
+#endif
+}
+
+/* What an array has from i on: a vector of int32 numbers made of n elements, n = V but at the end. */
+template <class Vector, class T>
+LNS_INLINE Vector some(const T* x, int64_t i, int64_t n) {
+  typedef T Narrow __attribute__((vector_size(V * sizeof(T))));
+  Narrow narrow = {};
+  if (n == V) {
+    std::memcpy(&narrow, x + i, sizeof narrow);
+  } else {
+    std::memcpy(&narrow, x + i, static_cast<size_t>(n) * sizeof(T));
+  }
+  return __builtin_convertvector(narrow, Vector);
+}
+template <class T, class Vector>
+LNS_INLINE void put(Vector v, T* x, int64_t i, int64_t n) {
+  typedef T Narrow __attribute__((vector_size(V * sizeof(T))));
+  const Narrow narrow = __builtin_convertvector(v, Narrow);
+  if (n == V) {
+    std::memcpy(x + i, &narrow, sizeof narrow);
+  } else {
+    std::memcpy(x + i, &narrow, static_cast<size_t>(n) * sizeof(T));
+  }
+}
+#if defined(LNS_AVX2)
+/* The compiler takes these apart into single elements. */
+template <>
+LNS_INLINE vi some<vi, int16_t>(const int16_t* x, int64_t i, int64_t n) {
+  __m128i narrow = _mm_setzero_si128();
+  if (n == V) {
+    narrow = _mm_loadu_si128((const __m128i*)(x + i));
+  } else {
+    std::memcpy(&narrow, x + i, static_cast<size_t>(n) * 2);
+  }
+  return (vi)_mm256_cvtepi16_epi32(narrow);
+}
+template <>
+LNS_INLINE vi some<vi, uint8_t>(const uint8_t* x, int64_t i, int64_t n) {
+  __m128i narrow = _mm_setzero_si128();
+  if (n == V) {
+    narrow = _mm_loadl_epi64((const __m128i*)(x + i));
+  } else {
+    std::memcpy(&narrow, x + i, static_cast<size_t>(n));
+  }
+  return (vi)_mm256_cvtepu8_epi32(narrow);
+}
+template <>
+LNS_INLINE void put<int16_t, vi>(vi v, int16_t* x, int64_t i, int64_t n) {
+  const __m256i both = _mm256_packs_epi32((__m256i)v, (__m256i)v);
+  const __m128i narrow = _mm256_castsi256_si128(_mm256_permute4x64_epi64(both, 0x08));
+  if (n == V) {
+    _mm_storeu_si128((__m128i*)(x + i), narrow);
+  } else {
+    std::memcpy(x + i, &narrow, static_cast<size_t>(n) * 2);
+  }
+}
+#endif
+template <class Body>
+LNS_INLINE void pieces(int64_t count, Body body) {
+  int64_t i = 0;
+  for (; i + V <= count; i += V) body(i, int64_t{V});
+  if (i < count) body(i, count - i);
+}
+
+/* ĝ·sign w, scaled and bounded */
+LNS_INLINE vf shrinkage(const MadamStep& s, vf sign, vf g, vf v) {
+  const vf least = allf(s.least);
+  const vf root = reciprocal_root(pick((vi)(v > least), v, least));
+  return limited(root * g * allf(s.rate) * sign, allf(-s.bound), allf(s.bound));
+}
+/* Zeros wake against their gradient; magnitudes below the least change sign if they may. */
+LNS_INLINE vf turned(const MadamStep& s, vf sign, vi below, vf g) {
+  vf against = sign_of(g);
+  if (!s.ascend) against = -against;
+  if (s.flip) sign = pick(below, -sign, sign);
+  return pick((vi)(sign == vf{}), against, sign);
+}
+
+void octaves(const MadamStep& s, int64_t count, const float* w, const float* g, const float* v, float* x) {
+  pieces(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    put(shrinkage(s, sign_of(some<vf>(w, i, n)), some<vf>(g, i, n), some<vf>(v, i, n)), x, i, n);
+  });
+}
+
+template <bool spread>
+LNS_INLINE int64_t move_by(const MadamStep& s, int64_t count, const float* w, const float* g, const float* x,
+                           const float* low, const float* high, float* y) {
+  int64_t clipped = 0;
+  const vf one_low = allf(*low), one_high = allf(*high);
+  pieces(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    const vf bottom = spread ? some<vf>(low, i, n) : one_low, top = spread ? some<vf>(high, i, n) : one_high;
+    const vf weight = some<vf>(w, i, n);
+    vf sign = sign_of(weight);
+    vf size = weight * sign * some<vf>(x, i, n);
+    sign = turned(s, sign, (vi)(size < bottom), some<vf>(g, i, n));
+    size = limited(size, bottom, top);
+    const vi at_top = (vi)(size >= top);
+    if (any(at_top)) {
+      for (int j = 0; j < n; ++j) clipped -= at_top[j];
+    }
+    put(size * sign, y, i, n);
+  });
+  return clipped;
+}
+
+int64_t move(const MadamStep& s, int64_t count, const float* w, const float* g, const float* x, const float* low,
+             const float* high, bool spread, float* y) {
+  if (count == 0) return 0;
+  return spread ? move_by<true>(s, count, w, g, x, low, high, y) : move_by<false>(s, count, w, g, x, low, high, y);
+}
+
+/* The integer nearest to x, ties to even, for |x| < 2^23. */
+LNS_INLINE vi nearest(vf x) {
+  const vf size = (vf)((vi)x & all(INT32_MAX)), large = allf(8388608.0f);
+  const vi whole = __builtin_convertvector((size + large) - large, vi), minus = (vi)x >> 31;
+  return (whole ^ minus) - minus;
+}
+
+template <bool spread>
+LNS_INLINE int64_t step_by(const CodeStep& c, int64_t count, int16_t* codes, const float* g, const float* v,
+                           const uint8_t* random, const int64_t* bases, float* y) {
+  int64_t clipped = 0;
+  const vi one_base = all(static_cast<int32_t>(*bases)), top = all(c.max_code);
+  const vi half = all(c.drop ? 1 << (c.drop - 1) : 0), last = all(c.table_last);
+  pieces(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    const vi code = some<vi>(codes, i, n);
+    const vi minus = code >> 31;
+    vf sign = __builtin_convertvector(minus - (vi)(code > 0), vf);
+    const vf grad = some<vf>(g, i, n);
+    vi step = nearest(shrinkage(c.step, sign, grad, some<vf>(v, i, n)));
+    if (random) step = (step + some<vi>(random, i, n)) >> 8;
+    vi size = ((code ^ minus) - minus) - step;
+    sign = turned(c.step, sign, (vi)(size < 1), grad);
+    size = least(most(size, all(1)), top);
+    const vi at_top = (vi)(size == top);
+    if (any(at_top)) {
+      for (int j = 0; j < n; ++j) clipped -= at_top[j];
+    }
+    put(size * __builtin_convertvector(sign, vi), codes, i, n);
+    size = least(most((size + half) >> c.drop, all(1)), all(c.compute_max)) << c.drop;
+    const vi base = spread ? some<vi>(bases, i, n) : one_base;
+    put(gather_floats(c.table, least(most(size + base, all(0)), last)) * sign, y, i, n);
+  });
+  return clipped;
+}
+
+int64_t step_codes(const CodeStep& c, int64_t count, int16_t* codes, const float* g, const float* v,
+                   const uint8_t* random, const int64_t* bases, bool spread, float* y) {
+  if (count == 0) return 0;
+  return spread ? step_by<true>(c, count, codes, g, v, random, bases, y)
+                : step_by<false>(c, count, codes, g, v, random, bases, y);
+}
+
 }  // namespace
 
 const Isa& LNS_JOIN(isa_, LNS_ISA_NAME)() {
@@ -1308,6 +1489,9 @@ const Isa& LNS_JOIN(isa_, LNS_ISA_NAME)() {
       words,
       round_floats,
       largest_bits,
+      octaves,
+      move,
+      step_codes,
       {4 * V, 1, shifted},
       {kPanel, 1, expanded<kWrap>},
       {kPanel, 1, expanded<kSaturate>},

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define LNS_ABI 2
+#define LNS_ABI 3
 
 enum lns_status {
   LNS_OK = 0,
@@ -159,6 +159,24 @@ LNS_API int32_t lns_round_floats(const float* x, int64_t channels, int64_t inner
 /* The largest magnitude of each of x [channels, inner]; NaN or infinity where there is one. */
 LNS_API int32_t lns_largest(const float* x, int64_t channels, int64_t inner, float* y, int32_t threads,
                             lns_error* error);
+/* Madam, the first half of a step: x = clamp(rate * g / sqrt(max(v, least)) * sign w, +-bound). */
+LNS_API int32_t lns_madam_octaves(int64_t count, const float* w, const float* g, const float* v, float least,
+                                  float rate, float bound, float* x, int32_t threads, lns_error* error);
+/* The second: y = w * x with magnitudes from low to high ([1] or [count] each, by `bounds`). Zeros wake against g, or
+ * along it (ascend); magnitudes that fall below low change sign (flip). clipped: how many reach high. */
+LNS_API int32_t lns_madam_move(int64_t count, const float* w, const float* g, const float* x, const float* low,
+                               const float* high, int64_t bounds, int32_t flip, int32_t ascend, float* y,
+                               int64_t* clipped, int32_t threads, lns_error* error);
+/* IntegerMadam and LNSMadam: signed codes of `bits` bits less round(clamp(rate * g / sqrt(max(v, least)), +-bound)), or
+ * with random bytes less floor((that + byte) / 256); y: table[base + code], signed, of codes rounded to nearest
+ * multiples of 2^drop. bases: [1] or [count]. */
+LNS_API int32_t lns_madam_codes(int64_t count, int16_t* codes, const float* g, const float* v, float least, float rate,
+                                float bound, int32_t flip, int32_t ascend, const uint8_t* random, int32_t bits,
+                                int32_t drop, const float* table, int64_t table_count, const int64_t* bases,
+                                int64_t bases_count, float* y, int64_t* clipped, int32_t threads, lns_error* error);
+/* spec 2.3: bytes start ... start + count - 1 of a stream. */
+LNS_API int32_t lns_random_bytes(uint64_t seed, uint64_t stream, uint64_t start, int64_t count, uint8_t* bytes,
+                                 int32_t threads, lns_error* error);
 /* How often each word of `bits` bits comes (1 to 16; further bits are ignored): histogram [2^bits], added to what is
  * there. */
 LNS_API int32_t lns_histogram(const void* words, int32_t bytes, int64_t count, int32_t bits, int64_t* histogram,

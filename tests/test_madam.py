@@ -390,6 +390,26 @@ def test_blocks_equal_tensor_by_tensor(monkeypatch, optimizer, options, dtype, b
             assert torch.equal(left["codes"], right["codes"])
 
 
+@pytest.mark.parametrize("block", [64, 1000, 1 << 18])
+@pytest.mark.parametrize(("optimizer", "options"), OPTIONS)
+def test_native_steps_equal_those_of_torch(monkeypatch, optimizer, options, block):
+    """To the bit: weights, moments and codes, of single blocks and of packed ones."""
+    monkeypatch.setattr(madam, "_CPU_BLOCK", block)
+    one, two = model(torch.float32), model(torch.float32)
+    fast, plain = optimizer(one, **options), optimizer(two, **options)
+    available = madam._has_native()
+    for number in range(4):
+        grads = [gradient(p, number, density=0.7) for p in one]
+        monkeypatch.setattr(madam, "_has_native", lambda: available)
+        step(fast, one, grads)
+        monkeypatch.setattr(madam, "_has_native", lambda: False)
+        step(plain, two, grads)
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(a.view(torch.int32), b.view(torch.int32))
+        left, right = fast.state[a], plain.state[b]
+        assert all(torch.equal(left[k], right[k]) for k in ("exp_avg_sq", "codes") if k in left)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9)), min_size=1, max_size=6),

@@ -28,7 +28,7 @@ from lnsdeploy.emulator import cpu, native, operands, reference
 from lnsdeploy.emulator.plan import AddPlan, Counts, DotPlan, PoolPlan, RescalePlan, Window
 from lnsdeploy.errors import BadTypeError, BadValueError, MissingDependencyError, UnsupportedError
 from lnsdeploy.exporters.placement import place_dot
-from lnsdeploy.formats import LNSFormat, calibrate, decode, encode
+from lnsdeploy.formats import LNSFormat, calibrate, decode, encode, random_bytes
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"no native library: {native.unavailable()}")
 ISAS = native.isas() if native.unavailable() is None else []
@@ -552,3 +552,122 @@ def test_decode_by_encode() -> None:
     table = np.arange(256, dtype=np.float32)
     words = np.random.default_rng(0).integers(0, 256, (3, 50)).astype(np.uint8)
     np.testing.assert_array_equal(native.decode_by(words, table), words.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("start", "count"), [(0, 1), (0, 4096), (5, 11), (7, 300), (16, 256), (31, 33000), (1 << 37, 50)]
+)
+def test_random_bytes_are_those_of_the_formats(start, count):
+    for seed, stream in ((0, 0), (-3, 1), ((1 << 64) - 1, 1 << 63), (123456789123, 77)):
+        expected = random_bytes(seed, stream, count, start)
+        assert np.array_equal(native.random_bytes(seed, stream, count, start, 2), expected)
+
+
+def floats_for_a_step(count: int, seed: int) -> tuple[Any, Any, Any]:
+    """Weights with zeros, gradients with zeros of both signs, and second moments down to none."""
+    rng = np.random.default_rng(seed)
+    weight = (rng.standard_normal(count) * rng.choice([0, 1e-3, 1.0], count)).astype(np.float32)
+    grad = (rng.standard_normal(count) * rng.choice([0, 1e-9, 1, 30.0], count)).astype(np.float32)
+    moment = (rng.random(count) ** 6 * rng.choice([0, 1.0], count, p=[0.1, 0.9])).astype(np.float32)
+    return weight, grad, moment
+
+
+def shrinkage(sign: Any, grad: Any, moment: Any, limits: tuple[float, float, float]) -> Any:
+    least, rate, bound = (np.float32(x) for x in limits)
+    with np.errstate(over="ignore"):
+        return np.clip(rate * (grad / np.float32(1) * (1 / np.sqrt(np.maximum(moment, least)))) * sign, -bound, bound)
+
+
+def turned(sign: Any, below: Any, grad: Any, flip: bool, ascend: bool) -> Any:
+    against = np.sign(grad) if ascend else -np.sign(grad)
+    return np.where(sign == 0, against, np.where(below & flip, -sign, sign))
+
+
+@pytest.mark.parametrize("count", [1, 7, 64, 1001, 40003])
+@pytest.mark.parametrize(
+    ("flip", "ascend", "spread"), [(False, False, False), (True, True, True), (True, False, False)]
+)
+def test_steps_of_madam_round_as_numpy_does(isa, count, flip, ascend, spread):
+    weight, grad, moment = floats_for_a_step(count, count)
+    limits = (1e-12, -0.05, 0.4)
+    x, y = np.empty_like(weight), np.empty_like(weight)
+    native.madam_octaves(
+        count, weight.ctypes.data, grad.ctypes.data, moment.ctypes.data, limits, x.ctypes.data, threads=2
+    )
+    sign = np.sign(weight)
+    assert np.array_equal(x, shrinkage(sign, grad, moment, limits))
+    factor = np.exp2(x)
+    high = np.linspace(0.5, 2, count if spread else 1, dtype=np.float32)
+    low = high * np.float32(2**-10)
+    size = np.abs(weight) * factor
+    expected = np.clip(size, low, high) * turned(sign, size < low, grad, flip, ascend)
+    where = (weight.ctypes.data, grad.ctypes.data, factor.ctypes.data)
+    found = native.madam_move(count, *where, (low, high), y.ctypes.data, flip=flip, ascend=ascend, threads=2)
+    assert np.array_equal(y.view(np.int32), expected.view(np.int32))
+    assert found == (size >= high).sum()
+
+
+@pytest.mark.parametrize("count", [1, 7, 64, 1001, 40003])
+@pytest.mark.parametrize(("bits", "drop"), [(2, 0), (8, 0), (12, 4), (16, 0), (16, 8)])
+@pytest.mark.parametrize(
+    ("stochastic", "flip", "ascend", "spread"), [(True, False, False, True), (False, True, True, False)]
+)
+def test_steps_of_codes_are_exact(isa, count, bits, drop, stochastic, flip, ascend, spread):
+    _, grad, moment = floats_for_a_step(count, bits)
+    rng = np.random.default_rng(count)
+    top = (1 << (bits - 1)) - 1
+    codes = (rng.integers(-top, top + 1, count) * rng.choice([0, 1], count, p=[0.1, 0.9])).astype(np.int16)
+    random = rng.integers(0, 256, count).astype(np.uint8) if stochastic else None
+    parts = 256 if stochastic else 1
+    limits = (1e-12, parts * 3.7, float(parts * top))
+    table = np.exp2(np.arange(top + 40) / 1024).astype(np.float32)
+    bases = rng.integers(-1, 40, count if spread else 1)
+    sign, before = np.sign(codes).astype(np.float32), np.abs(codes.astype(np.int64))
+    steps = np.rint(shrinkage(sign, grad, moment, limits)).astype(np.int64)
+    if random is not None:
+        steps = (steps + random) >> 8
+    size = before - steps
+    sign = turned(sign, size < 1, grad, flip, ascend)
+    size = np.clip(size, 1, top)
+    half = 1 << drop >> 1
+    upper = np.clip((size + half) >> drop, 1, top >> drop) << drop
+    y, made = np.empty_like(grad), codes.copy()
+    found = native.madam_codes(
+        made,
+        grad.ctypes.data,
+        moment.ctypes.data,
+        limits,
+        random,
+        (bits, drop),
+        table,
+        bases,
+        y.ctypes.data,
+        flip=flip,
+        ascend=ascend,
+        threads=2,
+    )
+    assert np.array_equal(made, size * sign)
+    expected = table[upper + bases] * sign
+    assert np.array_equal(y.view(np.int32), expected.astype(np.float32).view(np.int32))
+    assert found == (size == top).sum()
+
+
+def test_steps_of_codes_refuse_what_leads_out_of_the_table():
+    grad = np.ones(4, dtype=np.float32)
+    where = (grad.ctypes.data, grad.ctypes.data, (1.0, 1.0, 7.0), None)
+
+    def call(codes: Any, width: tuple[int, int], entries: int, bases: Any) -> None:
+        table = np.ones(entries, dtype=np.float32)
+        native.madam_codes(codes, *where, width, table, bases, grad.ctypes.data, flip=False, ascend=False, threads=1)
+
+    codes = np.ones(4, dtype=np.int16)
+    for entries, base in ((7, 0), (8, 1), (8, -2)):
+        with pytest.raises(BadValueError, match="base 0 leads out of the table"):
+            call(codes, (4, 0), entries, np.array([base]))
+    with pytest.raises(BadValueError, match="as many bases as codes"):
+        call(codes, (4, 0), 8, np.zeros(3, dtype=np.int64))
+    with pytest.raises(BadValueError, match="2 to 16 bits"):
+        call(codes, (4, 3), 8, np.zeros(1, dtype=np.int64))
+    with pytest.raises(BadValueError, match="contiguous int16"):
+        call(codes.astype(np.int32), (4, 0), 8, np.zeros(1, dtype=np.int64))
+    assert np.array_equal(codes, np.ones(4))

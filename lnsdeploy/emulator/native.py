@@ -10,7 +10,7 @@ import ctypes
 import os
 from collections.abc import Sequence
 from contextlib import contextmanager, suppress
-from ctypes import POINTER, Structure, byref, c_char_p, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from functools import lru_cache
 from typing import Any
 
@@ -25,7 +25,7 @@ from lnsdeploy.emulator.plan import AddPlan, Counts, DotPlan, Ints, PoolPlan, Re
 from lnsdeploy.errors import BadTypeError, BadValueError, LNSError, MissingDependencyError, UnsupportedError
 from lnsdeploy.formats import LNSFormat, Words
 
-ABI = 2
+ABI = 3
 THREADS_VARIABLE = "LNSDEPLOY_THREADS"
 ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "neon": 3}
 
@@ -142,7 +142,7 @@ class _AverageDesc(Structure):
 
 
 _COUNTS, _ERROR = POINTER(_Counts), POINTER(_Error)
-_P, _N, _I = c_void_p, c_int64, c_int32
+_P, _N, _I, _F = c_void_p, c_int64, c_int32, c_float
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "lns_force_isa": (_I, _ERROR),
     "lns_dot_create": (POINTER(_DotDesc), POINTER(c_void_p), _ERROR),
@@ -152,6 +152,13 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "lns_encode_channels": (_P, _N, _N, _N, _P, _P, _Output, _P, _P, _I, _ERROR),
     "lns_round_floats": (_P, _N, _N, _I, _I, _P, _P, _N, _P, _P, _N, _I, _I, _P, _I, _ERROR),
     "lns_largest": (_P, _N, _N, _P, _I, _ERROR),
+    "lns_madam_octaves": (_N, _P, _P, _P, _F, _F, _F, _P, _I, _ERROR),
+    "lns_madam_move": (_N, _P, _P, _P, _P, _P, _N, _I, _I, _P, POINTER(_N), _I, _ERROR),
+    "lns_madam_codes": (
+        *(_N, _P, _P, _P, _F, _F, _F, _I, _I, _P, _I, _I),
+        *(_P, _N, _P, _N, _P, POINTER(_N), _I, _ERROR),
+    ),
+    "lns_random_bytes": (c_uint64, c_uint64, c_uint64, _N, _P, _I, _ERROR),
     "lns_histogram": (_P, _I, _N, _I, _P, _I, _ERROR),
     "lns_decode": (_P, _I, _N, _P, _N, _P, _I, _ERROR),
     "lns_relu": (_P, _N, _Format, _P, _I, _ERROR),
@@ -568,6 +575,103 @@ def largest(x: int, shape: tuple[int, int], threads: int) -> npt.NDArray[np.floa
     found = np.zeros(shape[0], dtype=np.float32)
     _call("lns_largest", x, *shape, found.ctypes.data, threads)
     return found
+
+
+def madam_octaves(
+    count: int, weight: int, grad: int, moment: int, limits: tuple[float, float, float], x: int, threads: int
+) -> None:
+    """By how much log2 |w| changes in a step of Madam, for float32 numbers [count] at addresses.
+
+    Args:
+        limits: the least second moment, what the normalised gradient is multiplied by, and the bound of the product.
+    """
+    _call("lns_madam_octaves", count, weight, grad, moment, *limits, x, threads)
+
+
+def madam_move(
+    count: int,
+    weight: int,
+    grad: int,
+    factor: int,
+    bounds: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+    y: int,
+    *,
+    flip: bool,
+    ascend: bool,
+    threads: int,
+) -> int:
+    """Weights times factors, float32 [count] at addresses; `y` may be `weight`.
+
+    Args:
+        bounds: the least and the largest magnitude, [1] or [count] each.
+        flip: magnitudes below the least change their sign.
+        ascend: zeros wake along their gradient rather than against it.
+    Returns: how many weights are at the largest magnitude.
+
+    Raises:
+        BadValueError: another number of bounds.
+    """
+    low, high = (np.ascontiguousarray(side, dtype=np.float32) for side in bounds)
+    if low.shape != high.shape:
+        raise BadValueError(f"bounds have shapes {low.shape} and {high.shape}")
+    found = c_int64()
+    _call(
+        "lns_madam_move",
+        *(count, weight, grad, factor, low.ctypes.data, high.ctypes.data, low.size, flip, ascend, y),
+        *(byref(found), threads),
+    )
+    return found.value
+
+
+def madam_codes(
+    codes: npt.NDArray[np.int16],
+    grad: int,
+    moment: int,
+    limits: tuple[float, float, float],
+    random: npt.NDArray[np.uint8] | None,
+    width: tuple[int, int],
+    table: npt.NDArray[np.float32],
+    bases: npt.NDArray[np.int64],
+    y: int,
+    *,
+    flip: bool,
+    ascend: bool,
+    threads: int,
+) -> int:
+    """A step of integer Madam on signed codes, in place, and the values that their upper bits have.
+
+    Args:
+        codes: contiguous; `grad` and `moment` are addresses of as many float32 numbers, as is `y`.
+        limits: as for :func:`madam_octaves`, the rate in codes, or in 256ths with `random`.
+        random: a byte for each code, for stochastic rounding; None rounds to nearest.
+        width: bits of a code, and how many of them are below those that are computed with.
+        table: values by exponent.
+        bases: what is added to a code's magnitude to index the table, [1] or one for each code.
+    Returns: how many codes are at the largest magnitude.
+
+    Raises:
+        BadValueError: arrays do not belong together, or a base leads out of the table.
+    """
+    if not codes.flags.c_contiguous or codes.dtype != np.int16 or (random is not None and random.size != codes.size):
+        raise BadValueError(f"codes must be contiguous int16, with a random byte each, not {codes.dtype}")
+    table, bases = np.ascontiguousarray(table, np.float32), np.ascontiguousarray(bases, np.int64)
+    drawn = None if random is None else np.ascontiguousarray(random, np.uint8)
+    found = c_int64()
+    _call(
+        "lns_madam_codes",
+        *(codes.size, codes.ctypes.data, grad, moment, *limits, flip, ascend),
+        *(None if drawn is None else drawn.ctypes.data, *width),
+        *(table.ctypes.data, table.size, bases.ctypes.data, bases.size, y, byref(found), threads),
+    )
+    return found.value
+
+
+def random_bytes(seed: int, stream: int, count: int, start: int, threads: int) -> npt.NDArray[np.uint8]:
+    """As :func:`lnsdeploy.formats.random_bytes`."""
+    made = np.empty(count, dtype=np.uint8)
+    mask = (1 << 64) - 1
+    _call("lns_random_bytes", seed & mask, stream & mask, start, count, made.ctypes.data, threads)
+    return made
 
 
 def histogram(words: Words, bits: int) -> Ints:

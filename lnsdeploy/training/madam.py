@@ -26,6 +26,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from numbers import Integral, Real
 from typing import Any, Literal, overload
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lnsdeploy import formats
+from lnsdeploy.emulator import native
 from lnsdeploy.errors import BadTypeError, BadValueError, UnknownNameError, UnsupportedError
 from lnsdeploy.formats import LNSFormat, LNSTensor
 
@@ -556,6 +558,9 @@ class Madam(_LogOptimizer):
             x, padded, sign, y, zeros = scratch.views(block.size)
             grad, moment = _moment(block, scalars)
             weight = block.weight.to(x.dtype)
+            if _is_native(block, weight, grad):
+                clipped += _move_natively(block, scalars, (weight, grad, x, padded, y), (low, high), flip)
+                continue
 
             # x: the change of log2 |w|, then 2 to its power
             torch.clamp(moment, min=scalars.least, out=x)
@@ -930,6 +935,10 @@ class IntegerMadam(_LogOptimizer):
         for block in _blocks(bucket.entries, coded=True):
             x, _, sign, y, zeros = scratch.views(block.size)
             grad, moment = _moment(block, scalars)
+            if table is not None and fmt.bits <= 16 and _is_native(block, x, grad):
+                drawn = None if random is None else random.take(block).numpy()
+                clipped += _step_natively(block, scalars, (unit, limit), drawn, table, grad, y, flip)
+                continue
             y.copy_(block.codes)
             torch.sign(y, out=sign)
 
@@ -1165,8 +1174,7 @@ class _Draws:
         seed, device = int(bucket.group["seed"]), bucket.entries[0].param.device
         self._starts = [start for start, _ in runs]
         self._runs = [
-            torch.from_numpy(formats.random_bytes(seed, bucket.step, end - start, start)).to(device)
-            for start, end in runs
+            torch.from_numpy(_random_bytes(seed, bucket.step, end - start, start)).to(device) for start, end in runs
         ]
 
     def take(self, block: _Block) -> Tensor:
@@ -1214,6 +1222,97 @@ def _normalised(entry: _Entry, scalars: _Scalars, dtype: torch.dtype | None = No
     moment.mul_(scalars.beta).addcmul_(grad, grad, value=1 - scalars.beta)
     root = torch.clamp(moment.to(dtype or moment.dtype), min=scalars.least).rsqrt()
     return (root * grad).view(-1)
+
+
+@lru_cache(maxsize=1)
+def _has_native() -> bool:
+    return native.unavailable() is None
+
+
+def _is_native(block: _Block, *tensors: Tensor) -> bool:
+    """Whether the native library does the rest of a block's step: on the CPU, with float32 numbers throughout."""
+    # Second moments stay with torch: whether it rounds once or twice there depends on how it was compiled.
+    held = (block.weight, block.moment, *tensors)
+    return (
+        block.moment.device.type == "cpu"
+        and _has_native()
+        and all(t.dtype == torch.float32 and t.is_contiguous() for t in held)
+    )
+
+
+def _move_natively(
+    block: _Block,
+    scalars: _Scalars,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    bounds: tuple[float | Tensor, float | Tensor],
+    flip: bool,
+) -> int:
+    """The rest of :meth:`Madam._multiply` for a block, to the same bits, in two passes around torch's exp2."""
+    weight, grad, x, padded, y = tensors
+    rate, threads = scalars.lr / _LN2, torch.get_num_threads()
+    limits = (scalars.least, -rate * scalars.correction, rate * scalars.bound)
+    where = (weight.data_ptr(), grad.data_ptr())
+    native.madam_octaves(block.size, *where, block.moment.data_ptr(), limits, x.data_ptr(), threads)
+    padded.exp2_()
+    low, high = (np.asarray(side, dtype=np.float32).reshape(-1) for side in bounds)
+    made = y if block.packed else block.weight
+    clipped = native.madam_move(
+        block.size,
+        *where,
+        x.data_ptr(),
+        (low, high),
+        made.data_ptr(),
+        flip=flip,
+        ascend=scalars.correction < 0,
+        threads=threads,
+    )
+    if block.packed:
+        block.scatter("param", made)
+        block.scatter("exp_avg_sq", block.moment)
+    return clipped
+
+
+def _step_natively(
+    block: _Block,
+    scalars: _Scalars,
+    steps: tuple[float, float],
+    drawn: npt.NDArray[np.uint8] | None,
+    table: tuple[int, Tensor],
+    grad: Tensor,
+    y: Tensor,
+    flip: bool,
+) -> int:
+    """The rest of :meth:`IntegerMadam._multiply` for a block, to the same bits, in one pass."""
+    unit, limit = steps
+    state = block.entries[0].state
+    _, drop = _upper(state, "the state")
+    base = _bases(block, table[0])
+    made = y if block.packed else block.weight
+    clipped = native.madam_codes(
+        block.codes.numpy(),
+        grad.data_ptr(),
+        block.moment.data_ptr(),
+        (scalars.least, unit * scalars.correction, limit),
+        drawn,
+        (int(state["bits"]), drop),
+        table[1].numpy(),
+        np.asarray(base, dtype=np.int64).reshape(-1),
+        made.data_ptr(),
+        flip=flip,
+        ascend=scalars.correction < 0,
+        threads=torch.get_num_threads(),
+    )
+    if block.packed:
+        block.scatter("codes", block.codes)
+        block.scatter("exp_avg_sq", block.moment)
+        block.scatter("param", made)
+    return clipped
+
+
+def _random_bytes(seed: int, stream: int, count: int, start: int) -> npt.NDArray[np.uint8]:
+    if _has_native():
+        return native.random_bytes(seed, stream, count, start, torch.get_num_threads())
+    return formats.random_bytes(seed, stream, count, start)
 
 
 def _any_below(values: Tensor, limit: float | Tensor) -> bool:
