@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,61 +75,205 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, nothing elsewhere; the callable takes the amount done so far."""
-    if not sys.stderr.isatty():
-        yield lambda done: None
+def _progress(label: str, total: int, *, shown: bool = True) -> Iterator[Callable[..., None]]:
+    """A progress bar on a terminal, nothing elsewhere; the callable takes the amount done so far, and a word on it."""
+    if not shown or not sys.stderr.isatty():
+        yield lambda done, word="": None
         return
-    with click.progressbar(length=total, label=label, file=sys.stderr) as bar:
-        yield lambda done: bar.update(done - bar.pos)
+    # in thousandths, so that a part of an epoch moves it
+    with click.progressbar(
+        length=1000 * total, label=label, file=sys.stderr, item_show_func=lambda word: word, update_min_steps=1
+    ) as bar:
+        yield lambda done, word="": bar.update(int(1000 * done) - bar.pos, word or None)
 
 
 # ---------------------------------------------------------------------------------------------------
 
 
+def _train_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `train` by what they are about, in the order of --help."""
+    data = [
+        click.option(
+            "--data",
+            default="digits",
+            show_default=True,
+            help="digits, mnist, fashion-mnist, cifar10, cifar100, folder, or text:FILE.",
+        ),
+        _data_dir,
+        click.option("--limit", type=click.IntRange(1), default=None, metavar="N", help="Train on so many samples."),
+        click.option("--image-size", type=click.IntRange(1, 4096), default=None, help="Of a folder's images; 64."),
+        click.option("--context", type=click.IntRange(1), default=None, help="Characters of a text at a time; 64."),
+        click.option("--augment", default=None, metavar="KIND", help="none, crop, flip or crop+flip."),
+    ]
+    net = [
+        click.option(
+            "--model",
+            default="mlp",
+            show_default=True,
+            help="mlp, cnn, cnn-large, resnet20, resnet18, transformer, timm:NAME, or FILE.py:CALLABLE.",
+        ),
+        click.option("--set", "model_settings", multiple=True, metavar="KEY=VALUE", help="A setting of the model."),
+        click.option("--init-from", default=None, metavar="RUN", help="Begin with the weights of a run, or of a file."),
+    ]
+    words = [
+        click.option("--bits", type=click.IntRange(2, 32), default=8, show_default=True, help="Word width."),
+        click.option(
+            "--gamma", type=click.IntRange(1), default=None, help="Codes per octave; by default one that fits."
+        ),
+        *(
+            click.option(f"--{name}", metavar="BITS:GAMMA", default=None, help=f"Format of {what}; float for none.")
+            for name, what in (
+                ("weights", "weights"),
+                ("activations", "activations"),
+                ("errors", "gradients of layers' outputs"),
+                ("gradients", "gradients of weights"),
+            )
+        ),
+        click.option("--granularity", default=None, metavar="KIND", help="Weight offsets per channel or tensor."),
+        click.option("--float", "as_float", is_flag=True, help="Train in float32: the yardstick."),
+        click.option("--recipe", type=click.Path(path_type=Path), default=None, help="TOML with formats per layer."),
+        click.option("--emulate", default=None, metavar="PASS", help="Run products bit for bit: forward or both."),
+        click.option("--datapath", default=None, help="Name or TOML file of the arithmetic for --emulate."),
+    ]
+    steps = [
+        click.option(
+            "--optimizer",
+            default="madam",
+            show_default=True,
+            help="madam, integer-madam, lns-madam, adam or sgd.",
+        ),
+        click.option("--update-bits", type=click.IntRange(2, 32), default=None, help="Width of integer weights; 16."),
+        click.option("--update-gamma", type=click.IntRange(1), default=None, help="Their γ, with integer-madam."),
+        click.option(
+            "--opt", "optimizer_settings", multiple=True, metavar="KEY=VALUE", help="A setting of the optimizer."
+        ),
+        click.option("--lr", type=float, default=None, help="Learning rate; each optimizer has its default."),
+        click.option("--schedule", default=None, metavar="KIND", help="cosine, linear, step or constant."),
+        click.option("--warmup", type=click.IntRange(0), default=None, help="Steps of a rising learning rate."),
+        click.option("--epochs", type=click.IntRange(1), default=None, help="Passes over the training set."),
+        click.option("--batch-size", type=click.IntRange(1), default=None, help="Samples per step."),
+        click.option("--label-smoothing", type=float, default=None, help="0 to 1."),
+        click.option("--weight-decay", type=float, default=None, help="Of adam and sgd."),
+        click.option("--grad-clip", type=float, default=None, help="Bound of the gradient's norm."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random."),
+    ]
+    run = [
+        click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory."),
+        click.option("--resume", is_flag=True, help="Go on with the run in OUT, and fail if there is none."),
+        click.option("--restart", is_flag=True, help="Begin anew where OUT holds a run."),
+        click.option(
+            "--checkpoint-every", type=click.IntRange(1), default=None, metavar="STEPS", help="By default a minute."
+        ),
+        click.option(
+            "--tensorboard", type=click.Path(path_type=Path), default=None, help="Folder for its event files."
+        ),
+        click.option("--device", default=None, metavar="cpu|cuda|auto", help="Where torch computes."),
+        click.option("--threads", type=click.IntRange(1), default=None, help="Of torch; 1 by default."),
+        click.option("--fast", is_flag=True, help="Do not ask torch for deterministic operations."),
+        _json,
+    ]
+    for option in reversed([*data, *net, *words, *steps, *run]):
+        command = option(command)
+    return command
+
+
+def _settings(pairs: Sequence[str], flag: str) -> dict[str, Any] | None:
+    """KEY=VALUE pairs; values are numbers, true and false, or text."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not key or not equals:
+            raise click.UsageError(f"{flag} takes KEY=VALUE, not {pair!r}")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        found[key] = value if isinstance(value, (bool, int, float)) else text
+    return found or None
+
+
 @cli.command()
-@click.option(
-    "--data", default="digits", show_default=True, help="Data set: digits; mnist, cifar10, … with --data-dir."
-)
-@_data_dir
-@click.option("--model", default="mlp", show_default=True, help="Net: mlp or cnn.")
-@click.option("--bits", type=click.IntRange(2, 32), default=8, show_default=True, help="Word width.")
-@click.option("--gamma", type=click.IntRange(1), default=None, help="Codes per octave; by default one that fits.")
-@click.option("--weights", metavar="BITS:GAMMA", default=None, help="Format of weights, if another.")
-@click.option("--activations", metavar="BITS:GAMMA", default=None, help="Format of activations, if another.")
-@click.option("--float", "as_float", is_flag=True, help="Train in float32: the yardstick.")
-@click.option("--optimizer", default="madam", show_default=True, help="madam, integer-madam, adam or sgd.")
-@click.option("--update-bits", type=click.IntRange(4, 16), default=None, help="Code width of integer-madam.")
-@click.option("--lr", type=float, default=None, help="Learning rate; each optimizer has its default.")
-@click.option("--epochs", type=click.IntRange(1), default=None, help="Passes over the training set.")
-@click.option("--batch-size", type=click.IntRange(1), default=None, help="Samples per step.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
-@click.option("--recipe", type=click.Path(path_type=Path), default=None, help="TOML with formats per layer.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory.")
-@click.option("--restart", is_flag=True, help="Begin anew where OUT holds a run.")
-@_json
-def train(out: Path, as_json: bool, restart: bool, recipe: Path | None, **options: Any) -> None:
+@_train_options
+def train(
+    out: Path,
+    as_json: bool,
+    restart: bool,
+    resume: bool,
+    recipe: Path | None,
+    checkpoint_every: int | None,
+    tensorboard: Path | None,
+    fast: bool,
+    device: str | None,
+    **options: Any,
+) -> None:
     """Train a net in LNS and leave a run directory.
 
-    A run that was interrupted continues where it stopped, to the same bits, when the same command is given.
+    A run that was interrupted continues where it stopped, to the same bits, when the same command is given. Under
+    torchrun, processes share every batch.
 
     \b
     Example:
       lnsdeploy train --data digits --model cnn --bits 8 --gamma 8 --seed 0 --out run
+      lnsdeploy train --data mnist --data-dir DIR --model cnn-large --optimizer lns-madam --out run
+      lnsdeploy train --data cifar10 --data-dir DIR --model resnet20 --augment crop+flip --epochs 30 --out run
+      lnsdeploy train --data text:book.txt --model transformer --set depth=4 --context 128 --out run
+      lnsdeploy train --init-from run --emulate forward --datapath mitchell-8 --epochs 5 --out tuned
+      torchrun --nproc_per_node 2 -m lnsdeploy train --data digits --out run
     """
+    from lnsdeploy.evaluation.shards import processes
     from lnsdeploy.formats import default_gamma
     from lnsdeploy.training.trainer import config_from_options
     from lnsdeploy.training.trainer import train as run_training
 
     options["gamma"] = options["gamma"] or default_gamma(options["bits"])
-    config = config_from_options(recipe=recipe, **options)
-    with _progress("epochs", config.epochs or 1) as advance:
-        result = run_training(config, out, restart=restart, progress=lambda epoch, _: advance(epoch))
+    for field, flag in (("model_settings", "--set"), ("optimizer_settings", "--opt")):
+        options[field] = _settings(options[field], flag)
+    with processes(_backend(device)) as shards:
+        config = shards.together(
+            lambda: config_from_options(
+                recipe=recipe, device=_device(device, shards), deterministic=False if fast else None, **options
+            )
+        )
+        with _progress("epochs", config.epochs or 1, shown=shards.is_first) as advance:
+            result = run_training(
+                config,
+                out,
+                restart=restart,
+                resume=resume,
+                on_step=lambda done, total, loss: advance(done / total * (config.epochs or 1), f"loss {loss:.3f}"),
+                checkpoint_every=checkpoint_every,
+                tensorboard=tensorboard,
+                shards=shards,
+            )
+    if not shards.is_first:
+        return
     summary = result.to_dict()
     if as_json:
         _print_json(summary)
-    else:
-        click.echo(f"test accuracy {100 * result.accuracy:.2f} %, {result.epochs} epochs, run in {result.run}")
+        return
+    text = f", {result.loss:.3f} nats ({result.loss / math.log(2):.3f} bits) a character" if config.is_text else ""
+    click.echo(f"test accuracy {100 * result.accuracy:.2f} %{text}, {result.epochs} epochs, run in {result.run}")
+
+
+def _backend(device: str | None) -> str:
+    """What the processes of a training talk through."""
+    if device in (None, "cpu"):
+        return "gloo"
+    import torch
+
+    return "nccl" if torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1) else "gloo"
+
+
+def _device(device: str | None, shards: Shards) -> str | None:
+    """A device by its option; each process has a GPU of its own where there are enough."""
+    if device in (None, "cpu"):
+        return None
+    import torch
+
+    if device == "auto" and not torch.cuda.is_available():
+        return None
+    several = shards.local_world > 1 and torch.cuda.device_count() >= shards.local_world
+    return f"cuda:{shards.local_rank}" if several else "cuda" if device == "auto" else device
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 /* What emulating on the fly needs beside the kernels: encoding at offsets that change with every batch or channel, and
  * histograms of words, from which offsets, counts and ranges follow exactly. */
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -196,5 +197,70 @@ int32_t lns_histogram(const void* words, int32_t bytes, int64_t count, int32_t b
     } else {
       run(static_cast<const uint16_t*>(words));
     }
+  });
+}
+
+int32_t lns_round_floats(const float* x, int64_t channels, int64_t inner, int32_t drop, int32_t first,
+                         const int32_t* bounds, const int32_t* values, int64_t buckets, const int32_t* low,
+                         const int32_t* high, int64_t limits, int32_t is_signed, int32_t least, float* y,
+                         int32_t threads, lns_error* error) {
+  return guarded(error, [&] {
+    if (!product(channels, inner)) return;
+    need(x, "x"), need(bounds, "bounds"), need(values, "values"), need(low, "low"), need(high, "high"), need(y, "y");
+    if (drop < 0 || drop > kMantissa) fail(LNS_BAD_VALUE, "drop must be 0 to %d, not %d", kMantissa, drop);
+    if (limits != 1 && limits != channels) {
+      fail(LNS_BAD_VALUE, "there must be 1 or %lld limits, not %lld", static_cast<long long>(channels),
+           static_cast<long long>(limits));
+    }
+    for (int64_t i = 0; i < limits; ++i) {
+      const int64_t least_bucket = (low[i] >> drop) - int64_t{first}, last_bucket = (high[i] >> drop) - int64_t{first};
+      if (low[i] < 0 || low[i] > high[i] || least_bucket < 0 || last_bucket >= buckets) {
+        fail(LNS_BAD_VALUE, "limits %lld are not within the %lld buckets", static_cast<long long>(i),
+             static_cast<long long>(buckets));
+      }
+    }
+    const Isa& isa = current_isa();
+    const Rounding rounding{drop, first, bounds, values, is_signed != 0, least != 0};
+    /* many short channels are tasks together, long ones are cut */
+    const int64_t length = 1 << 15, group = std::max<int64_t>(1, length / std::max<int64_t>(inner, 1));
+    const int64_t cuts = (inner + length - 1) / length, tasks = (channels + group - 1) / group * cuts;
+    std::atomic<bool> bad{false};
+    parallel(tasks, threads, [&](int64_t task) {
+      const int64_t from = task / cuts * group, column = task % cuts * length;
+      for (int64_t c = from; c < std::min(channels, from + group); ++c) {
+        const int64_t at = c * inner + column, count = std::min(inner - column, length);
+        const int64_t limit = limits == 1 ? 0 : c;
+        const int32_t top = isa.round(rounding, low[limit], high[limit], count,
+                                      reinterpret_cast<const int32_t*>(x) + at, reinterpret_cast<int32_t*>(y) + at);
+        if (static_cast<uint32_t>(top) > kInfinity) bad = true;
+      }
+    });
+    if (bad) fail(LNS_BAD_VALUE, "x contains NaN, which has no LNS word");
+  });
+}
+
+int32_t lns_largest(const float* x, int64_t channels, int64_t inner, float* y, int32_t threads, lns_error* error) {
+  return guarded(error, [&] {
+    if (channels <= 0) return;
+    need(y, "y");
+    if (product(channels, inner)) need(x, "x");
+    const Isa& isa = current_isa();
+    const int64_t length = 1 << 16, group = std::max<int64_t>(1, length / std::max<int64_t>(inner, 1));
+    if (channels == 1 && inner > length) {
+      std::vector<int32_t> parts(static_cast<size_t>((inner + length - 1) / length));
+      parallel(static_cast<int64_t>(parts.size()), threads, [&](int64_t i) {
+        parts[static_cast<size_t>(i)] =
+            isa.largest(reinterpret_cast<const int32_t*>(x) + i * length, std::min(inner - i * length, length));
+      });
+      const int32_t top = *std::max_element(parts.begin(), parts.end());
+      std::memcpy(y, &top, 4);
+      return;
+    }
+    parallel((channels + group - 1) / group, threads, [&](int64_t i) {
+      for (int64_t c = i * group; c < std::min(channels, (i + 1) * group); ++c) {
+        const int32_t top = isa.largest(reinterpret_cast<const int32_t*>(x) + c * inner, inner);
+        std::memcpy(y + c, &top, 4);
+      }
+    });
   });
 }

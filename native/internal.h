@@ -153,12 +153,27 @@ struct Kernel {
   void (*run)(const Tile&);
 };
 
+/* How float32 magnitudes go to the nearest 2^(k/gamma), by their bits (spec 2.1 and 2.5 in one). A bucket of leading
+ * bits has one threshold at most: below it a magnitude takes the bucket's value, from it on the next one's. */
+struct Rounding {
+  int drop;              /* bits below a bucket's */
+  int32_t first;         /* the first bucket */
+  const int32_t* bounds; /* the largest bits below the threshold */
+  const int32_t* values; /* bits of values */
+  bool is_signed, least; /* underflow gives the least magnitude instead of zero */
+};
+
 /* All kernels of one instruction set. */
 struct Isa {
   int32_t id;
   const char* name;
   /* words [rows, row_words] from the accumulators of some rows and at most row_words columns (spec 4.6, 5.6) */
   void (*words)(const Tile&, int64_t row, int64_t rows, int64_t column, int64_t columns, int32_t* words, lns_counts&);
+  /* bits of floats to those of values; low and high are bits of the least and largest magnitude with codes. Returns
+   * the largest magnitude's bits: above infinity's there was NaN, and y is not to be used */
+  int32_t (*round)(const Rounding& rounding, int32_t low, int32_t high, int64_t count, const int32_t* x, int32_t* y);
+  /* the largest magnitude's bits */
+  int32_t (*largest)(const int32_t* x, int64_t count);
   Kernel shifted, expanded_wrap, expanded_saturate, fp32_wrap, fp32_saturate, fp32_lanes, fp32_wide, mitchell_wrap,
       mitchell_saturate, mitchell_lanes, gather_wrap, gather_saturate, gather_lanes, bins, log8, log16, log16_gather,
       log32;

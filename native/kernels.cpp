@@ -1242,6 +1242,63 @@ constexpr int kFast = 8, kSlow = 4;
 constexpr int kFast = 4, kSlow = 2;
 #endif
 
+/* ---- floats of words, for training ------------------------------------------------------------------------- */
+
+/* body(from, to, valid) over vectors; the last is copied, so that nothing is read beyond the end */
+template <class Body>
+LNS_INLINE void vectors(int64_t count, const int32_t* x, int32_t* y, Body body) {
+  int64_t i = 0;
+  for (; i + V <= count; i += V) *(vi_anywhere*)(y + i) = body(*(const vi_anywhere*)(x + i));
+  if (i == count) return;
+  vi rest = {};
+  std::memcpy(&rest, x + i, static_cast<size_t>(count - i) * 4);
+  rest = body(rest);
+  std::memcpy(y + i, &rest, static_cast<size_t>(count - i) * 4);
+}
+
+LNS_INLINE int32_t top_of(vi x) {
+  int32_t found = x[0];
+  for (int i = 1; i < V; ++i) found = std::max(found, x[i]);
+  return found;
+}
+
+int32_t round_floats(const Rounding& r, int32_t low, int32_t high, int64_t count, const int32_t* x, int32_t* y) {
+  const int32_t* bounds = r.bounds;
+  const int32_t* values = r.values;
+  const vi lowest = all(low), highest = all(high), first = all(r.first);
+  const auto rounded = [&](vi bits) __attribute__((always_inline)) {
+    const vi bucket = (bits >> r.drop) - first;
+    /* comparisons give -1 */
+    return gather(values, bucket - (vi)(bits > gather(bounds, bucket)));
+  };
+  const vi smallest = rounded(lowest);
+  vi seen = all(0);
+  vectors(count, x, y, [&](vi raw) __attribute__((always_inline)) {
+    const vi bits = raw & all(INT32_MAX), minus = raw >> 31;
+    seen = most(seen, bits);
+    const vi value = rounded(least(most(bits, lowest), highest));
+    if (!r.least) {
+      const vi signed_value = r.is_signed ? value | (raw & all(INT32_MIN)) : value & ~minus;
+      return signed_value & (vi)(bits >= lowest);
+    }
+    /* -0 is no negative number */
+    const vi negative = minus & (vi)(bits > 0);
+    return r.is_signed ? value | (negative & all(INT32_MIN)) : (value & ~negative) | (smallest & negative);
+  });
+  return top_of(seen);
+}
+
+int32_t largest_bits(const int32_t* x, int64_t count) {
+  vi seen[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * V <= count; i += 4 * V) {
+    for (int j = 0; j < 4; ++j) seen[j] = most(seen[j], *(const vi_anywhere*)(x + i + j * V) & all(INT32_MAX));
+  }
+  int32_t found = top_of(most(most(seen[0], seen[1]), most(seen[2], seen[3])));
+  for (; i < count; ++i) found = std::max(found, x[i] & INT32_MAX);
+  return found;
+}
+
 }  // namespace
 
 const Isa& LNS_JOIN(isa_, LNS_ISA_NAME)() {
@@ -1249,6 +1306,8 @@ const Isa& LNS_JOIN(isa_, LNS_ISA_NAME)() {
       LNS_ISA_ID,
       LNS_STRING(LNS_ISA_NAME),
       words,
+      round_floats,
+      largest_bits,
       {4 * V, 1, shifted},
       {kPanel, 1, expanded<kWrap>},
       {kPanel, 1, expanded<kSaturate>},

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define LNS_ABI 1
+#define LNS_ABI 2
 
 enum lns_status {
   LNS_OK = 0,
@@ -146,6 +146,19 @@ LNS_API int32_t lns_encode(const float* x, int64_t count, const float* threshold
 LNS_API int32_t lns_encode_channels(const float* x, int64_t channels, int64_t inner, int64_t gamma,
                                     const int32_t* thresholds, const int64_t* offsets, lns_output output, void* words,
                                     int64_t* histogram, int32_t threads, lns_error* error);
+/* Values of words without the words, for training: y = decode(encode(x)) in float32 (spec 2.1, 2.4, 2.5), x and y
+ * [channels, inner]. A magnitude's bits, shifted right by `drop`, less `first`, are its bucket; bounds [buckets] are
+ * the largest bits below the threshold in each, values [buckets + 1] the bits of the value below it, and of the next
+ * one. low and high, [1] or [channels] by `limits`, are bits of the least and largest magnitude that has a code of its
+ * own, and lie in the first and last bucket or between. least: underflow gives the least magnitude, else zero.
+ * LNS_BAD_VALUE if x has NaN. */
+LNS_API int32_t lns_round_floats(const float* x, int64_t channels, int64_t inner, int32_t drop, int32_t first,
+                                 const int32_t* bounds, const int32_t* values, int64_t buckets, const int32_t* low,
+                                 const int32_t* high, int64_t limits, int32_t is_signed, int32_t least, float* y,
+                                 int32_t threads, lns_error* error);
+/* The largest magnitude of each of x [channels, inner]; NaN or infinity where there is one. */
+LNS_API int32_t lns_largest(const float* x, int64_t channels, int64_t inner, float* y, int32_t threads,
+                            lns_error* error);
 /* How often each word of `bits` bits comes (1 to 16; further bits are ignored): histogram [2^bits], added to what is
  * there. */
 LNS_API int32_t lns_histogram(const void* words, int32_t bytes, int64_t count, int32_t bits, int64_t* histogram,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lnsdeploy.emulator import native
 from lnsdeploy.errors import BadTypeError, BadValueError, UnknownNameError
 from lnsdeploy.formats import LNSFormat, calibrate, decode, encode, offset_for
 from lnsdeploy.recipe import LayerRecipe, Recipe
@@ -558,10 +559,72 @@ def test_tensors_of_accelerators_round_alike(text: str, underflow: Any) -> None:
         made = quantizing._round_tensor(x, fmt, limits, underflow, "x")
         expected = quantizing._round(x.numpy(), fmt, limits, underflow, "x")
         assert np.array_equal(made.numpy(), expected)
+        for isa in isas():
+            with native.forced_isa(isa):
+                # ends that fill no vector, and rows that are tasks of their own
+                for end in (x.shape[1], x.shape[1] - 3, 5, 1):
+                    part = x[:, :end].contiguous()
+                    made = quantizing._round_natively(part, fmt, limits, underflow, "x")
+                    assert np.array_equal(made.numpy().view(np.int32), expected[:, :end]), isa
     bad = torch.tensor([[1.0, float("nan")]])
     if limits is not None and len(limits.low) == 3:
         with pytest.raises(BadValueError, match="x contains NaN"):
             quantizing._round_tensor(bad.expand(3, 2).contiguous(), fmt, limits, underflow, "x")
+        if isas():
+            with pytest.raises(BadValueError, match="x contains NaN"):
+                quantizing._round_natively(bad.expand(3, 2).contiguous(), fmt, limits, underflow, "x")
+
+
+def isas() -> list[str]:
+    return [] if native.unavailable() else native.isas()
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+def test_long_tensors_are_rounded_in_pieces() -> None:
+    fmt = LNSFormat(8, 8)
+    for shape in ((1, 100_003), (3, 70_001), (5000, 3)):
+        x = normal(*shape)
+        offsets = np.full(shape[0], -100, dtype=np.int64) + np.arange(shape[0]) % 7
+        limits = quantizing._limits(fmt, offsets.tobytes())
+        made = quantizing._round_natively(x, fmt, limits, "zero", "x")
+        assert np.array_equal(made.numpy().view(np.int32), quantizing._round(x.numpy(), fmt, limits, "zero", "x"))
+        for isa in isas():
+            with native.forced_isa(isa):
+                assert np.array_equal(quantizing._maxima(x, shape[0]), np.abs(x.numpy()).max(axis=1))
+                assert quantizing._absmax(x) == float(x.abs().max())
+    turned = normal(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    assert quantizing._absmax(turned[:, :, 1:]) == float(turned[:, :, 1:].abs().max())
+    assert np.isnan(quantizing._absmax(torch.tensor([1.0, float("nan"), float("inf")])))
+    assert np.isinf(quantizing._absmax(torch.tensor([1.0, -float("inf")])))
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"limits": ([0], [1 << 30])}, "not within the 4 buckets"),
+        ({"limits": ([5], [3])}, "not within"),
+        ({"limits": ([-1], [3])}, "not within"),
+        ({"limits": ([1, 1], [2, 2])}, "1 or 1 limits, not 2"),
+        ({"drop": 24}, "drop must be 0 to 23"),
+        ({"values": 4}, "4 values for 4 bounds"),
+    ],
+)
+def test_limits_outside_the_grid_are_refused(change: dict[str, Any], message: str) -> None:
+    x, y = torch.zeros(1, 3), torch.zeros(1, 3)
+    low, high = (np.array(v, dtype=np.int32) for v in change.get("limits", ([0], [3])))
+    bounds, values = np.zeros(4, dtype=np.int32), np.zeros(change.get("values", 5), dtype=np.int32)
+    with pytest.raises(BadValueError, match=message):
+        native.round_floats(
+            x.data_ptr(),
+            (1, 3),
+            (change.get("drop", 0), 0, bounds, values),
+            (low, high),
+            y.data_ptr(),
+            signed=True,
+            underflow="zero",
+            threads=1,
+        )
 
 
 def test_untraceable_parts_stay_unfused_with_a_note() -> None:

@@ -25,7 +25,7 @@ from lnsdeploy.emulator.plan import AddPlan, Counts, DotPlan, Ints, PoolPlan, Re
 from lnsdeploy.errors import BadTypeError, BadValueError, LNSError, MissingDependencyError, UnsupportedError
 from lnsdeploy.formats import LNSFormat, Words
 
-ABI = 1
+ABI = 2
 THREADS_VARIABLE = "LNSDEPLOY_THREADS"
 ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "neon": 3}
 
@@ -150,6 +150,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "lns_conv_run": (_P, POINTER(_Window), _P, _N, POINTER(_N), _P, _I, _COUNTS, _ERROR),
     "lns_encode": (_P, _N, _P, _N, _Format, _P, _I, _ERROR),
     "lns_encode_channels": (_P, _N, _N, _N, _P, _P, _Output, _P, _P, _I, _ERROR),
+    "lns_round_floats": (_P, _N, _N, _I, _I, _P, _P, _N, _P, _P, _N, _I, _I, _P, _I, _ERROR),
+    "lns_largest": (_P, _N, _N, _P, _I, _ERROR),
     "lns_histogram": (_P, _I, _N, _I, _P, _I, _ERROR),
     "lns_decode": (_P, _I, _N, _P, _N, _P, _I, _ERROR),
     "lns_relu": (_P, _N, _Format, _P, _I, _ERROR),
@@ -516,6 +518,56 @@ def encode_channels(
         threads(),
     )
     return words
+
+
+def round_floats(
+    x: int,
+    shape: tuple[int, int],
+    grid: tuple[int, int, npt.NDArray[np.int32], npt.NDArray[np.int32]],
+    limits: tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]],
+    y: int,
+    *,
+    signed: bool,
+    underflow: str,
+    threads: int,
+) -> None:
+    """decode(encode(x)) without words, for float32 numbers [channels, inner] at addresses `x` and `y`.
+
+    Args:
+        grid: bits below a bucket, the first bucket, bounds [buckets] and bits of values [buckets + 1].
+        limits: bits of the least and of the largest magnitude with a code of its own, [1] or [channels] each.
+
+    Raises:
+        BadValueError: NaN in `x`, or limits outside the grid.
+    """
+    drop, first, bounds, values = grid
+    low, high = limits
+    if len(values) != len(bounds) + 1 or len(low) != len(high):
+        raise BadValueError(f"{len(values)} values for {len(bounds)} bounds, {len(low)} and {len(high)} limits")
+    _call(
+        "lns_round_floats",
+        x,
+        *shape,
+        drop,
+        first,
+        bounds.ctypes.data,
+        values.ctypes.data,
+        len(bounds),
+        low.ctypes.data,
+        high.ctypes.data,
+        low.size,
+        signed,
+        underflow == "min",
+        y,
+        threads,
+    )
+
+
+def largest(x: int, shape: tuple[int, int], threads: int) -> npt.NDArray[np.float32]:
+    """The largest magnitude of each row of float32 numbers [channels, inner] at address `x`; NaN where there is one."""
+    found = np.zeros(shape[0], dtype=np.float32)
+    _call("lns_largest", x, *shape, found.ctypes.data, threads)
+    return found
 
 
 def histogram(words: Words, bits: int) -> Ints:

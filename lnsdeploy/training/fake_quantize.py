@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lnsdeploy import tables
+from lnsdeploy.emulator import native
 from lnsdeploy.errors import BadTypeError, BadValueError, UnknownNameError
 from lnsdeploy.formats import UNDERFLOWS, LNSFormat, Method, Underflow, calibrate, decode, encode, offset_for
 from lnsdeploy.training.processes import averaged, largest
@@ -205,6 +206,31 @@ def _round_piece(
     return (values & ~negative) | (smallest & negative)
 
 
+@lru_cache(maxsize=1)
+def _has_native() -> bool:
+    return native.unavailable() is None
+
+
+def _round_natively(x: Tensor, fmt: LNSFormat, limits: _Limits, underflow: Underflow, name: str) -> Tensor:
+    """:func:`_round` by the native library, in one pass and all of torch's threads."""
+    made = torch.empty_like(x)
+    grid = limits.grid
+    try:
+        native.round_floats(
+            x.data_ptr(),
+            (x.shape[0], x.shape[1]),
+            (grid.drop, grid.first, grid.bounds, grid.values),
+            (limits.low, limits.high),
+            made.data_ptr(),
+            signed=fmt.signed,
+            underflow=underflow,
+            threads=torch.get_num_threads(),
+        )
+    except BadValueError as error:
+        raise BadValueError(f"{name} contains NaN, which has no LNS word") from error
+    return made
+
+
 def _round_tensor(x: Tensor, fmt: LNSFormat, limits: _Limits, underflow: Underflow, name: str) -> Tensor:
     """:func:`_round` by torch operations, for float32 tensors [1 or channels, n] of any device."""
     grid = limits.grid
@@ -254,8 +280,12 @@ def _quantize(
             return made, None
         high = torch.from_numpy(limits.high).to(x.device)
         return made, ((flat.view(torch.int32) & int(_MAGNITUDE)) > high).view(x.shape)
-    array = x.detach().to("cpu", torch.float32).contiguous().numpy().reshape(len(limits.low), -1)
-    values = torch.from_numpy(_round(array, fmt, limits, underflow, name).view(np.float32))
+    flat = x.detach().to(torch.float32).contiguous().view(len(limits.low), -1)
+    array = flat.numpy()
+    if _has_native():
+        values = _round_natively(flat, fmt, limits, underflow, name)
+    else:
+        values = torch.from_numpy(_round(array, fmt, limits, underflow, name).view(np.float32))
     above = None
     if mask:
         above = torch.from_numpy((array.view(np.int32) & _MAGNITUDE) > limits.high).view(x.shape)
@@ -484,10 +514,13 @@ def calibrate_weight(
         BadValueError: NaN or infinity in `weight`.
     """
     if method == "absmax" and weight.dtype in (torch.float32, torch.float64) and weight.numel():
-        tensor = weight.detach()
-        rows = tensor.reshape(len(tensor) if per_channel else 1, -1)
-        low, high = torch.aminmax(rows, dim=1)
-        maxima = torch.maximum(-low, high).cpu().numpy()
+        tensor, channels = weight.detach(), len(weight) if per_channel else 1
+        maxima: npt.NDArray[Any]
+        if tensor.device.type == "cpu" and tensor.dtype == torch.float32 and _has_native():
+            maxima = _maxima(tensor, channels)
+        else:
+            low, high = torch.aminmax(tensor.reshape(channels, -1), dim=1)
+            maxima = torch.maximum(-low, high).cpu().numpy()
         if not np.isfinite(maxima).all():
             raise BadValueError(f"{name} contains NaN or infinity; it cannot be calibrated")
         offsets = offsets_for(maxima, fmt)
@@ -510,8 +543,22 @@ def calibrate_weight(
 
 def _absmax(x: Tensor) -> float:
     """The largest magnitude, NaN where there is one; reads the tensor once."""
+    if x.device.type == "cpu" and x.dtype == torch.float32 and _has_native():
+        return float(_maxima(x, 1)[0])
     low, high = torch.aminmax(x.detach())
     return max(-float(low), float(high))
+
+
+def _maxima(x: Tensor, channels: int) -> npt.NDArray[np.float32]:
+    """The largest magnitude of each channel of a float32 tensor on the CPU, NaN where there is one."""
+    flat = x.detach()
+    if channels == 1:
+        # the order of elements does not matter
+        dense = flat.is_contiguous() or (flat.ndim == 4 and flat.is_contiguous(memory_format=torch.channels_last))
+        flat = flat if dense else flat.contiguous()
+    else:
+        flat = flat.contiguous()
+    return native.largest(flat.data_ptr(), (channels, flat.numel() // channels), torch.get_num_threads())
 
 
 class ActivationQuantizer(nn.Module):

@@ -266,6 +266,11 @@ class TrainConfig:
             object.__setattr__(self, "update_gamma", max(1, 1 << (self.update_bits - 1) >> 4))
         LNSFormat(self.update_bits, self.update_gamma)  # type: ignore[arg-type]
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it trains on text."""
+        return is_text(self.data)
+
     def layer_recipe(self) -> LayerRecipe:
         """The formats that `bits`, `gamma`, `weights`, `activations`, `errors` and `gradients` give."""
         both = LNSFormat(self.bits, self.gamma)
