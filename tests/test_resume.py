@@ -245,3 +245,41 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
         assert np.allclose(ours, theirs, rtol=5e-3 if name == "lns" else 1e-4), name
         first, second = (runs.read_metrics(folder / name) for folder in (tmp_path / "one", out))
         assert first[-1]["test_loss"] == pytest.approx(second[-1]["test_loss"], rel=1e-2 if name == "lns" else 1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------
+# What else a training leaves
+
+
+def test_tensorboard_has_every_step(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = config_from_options(limit=60, batch_size=20, epochs=2)
+    result = train(config, tmp_path / "run", tensorboard=tmp_path / "events")
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    losses = events.Scalars("train/loss")
+    steps = np.loadtxt(tmp_path / "run" / runs.STEPS, delimiter=",", skiprows=1)
+    assert [e.step for e in losses] == steps[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
+    assert np.allclose([e.value for e in losses], steps[:, 2])
+    assert events.Scalars("test/accuracy")[-1].value == pytest.approx(result.accuracy)
+
+
+def test_flags_reach_the_config(tmp_path: Path) -> None:
+    from lnsdeploy.cli import _run
+
+    (tmp_path / "text").write_text(TEXT)
+    arguments = f"""train --data text:{tmp_path / "text"} --model transformer --set depth=1 --set width=16 --set heads=2
+        --context 16 --optimizer lns-madam --update-bits 12 --opt rounding=nearest --bits 6 --gamma 4 --weights 5:2
+        --activations float --errors 8:8 --gradients float --lr 0.01 --schedule linear --warmup 3 --epochs 1 --limit 8
+        --batch-size 4 --label-smoothing 0.1 --grad-clip 2 --seed 5 --checkpoint-every 1 --out {tmp_path / "run"}"""
+    assert _run(arguments.split()) == 0
+    config = load_run(tmp_path / "run").config
+    assert (config.model_settings, config.context) == ({"depth": 1, "width": 16, "heads": 2}, 16)
+    assert (config.update_bits, config.optimizer_settings) == (12, {"rounding": "nearest"})
+    layer = config.layer_recipe()
+    assert [str(f) for f in (layer.weight, layer.activation, layer.error)] == ["5:2", "None", "8:8"]
+    assert (config.schedule, config.warmup, config.limit, config.grad_clip) == ("linear", 3, 8, 2.0)
+    assert (config.label_smoothing, config.seed, config.lr, config.batch_size) == (0.1, 5, 0.01, 4)
+    assert _run(arguments.split() + ["--resume"]) == 0
+    assert _run(arguments.replace("--seed 5", "--seed 6").split()) == 2
