@@ -16,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-OPTIONS = "--data digits --model cnn --optimizer lns-madam --epochs 4 --limit 480 --checkpoint-every 3".split()
+OPTIONS = ["--data", "digits", "--model", "cnn", "--optimizer", "lns-madam", "--epochs", "4"]
+OPTIONS += ["--limit", "480", "--checkpoint-every", "3"]
 KILLS = 2
 
 

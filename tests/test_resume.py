@@ -281,5 +281,5 @@ def test_flags_reach_the_config(tmp_path: Path) -> None:
     assert [str(f) for f in (layer.weight, layer.activation, layer.error)] == ["5:2", "None", "8:8"]
     assert (config.schedule, config.warmup, config.limit, config.grad_clip) == ("linear", 3, 8, 2.0)
     assert (config.label_smoothing, config.seed, config.lr, config.batch_size) == (0.1, 5, 0.01, 4)
-    assert _run(arguments.split() + ["--resume"]) == 0
+    assert _run([*arguments.split(), "--resume"]) == 0
     assert _run(arguments.replace("--seed 5", "--seed 6").split()) == 2
