@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,11 +49,18 @@ def main() -> None:
         begun = time.monotonic()
         if process.wait():
             sys.exit("the undisturbed training failed")
-        patience = (time.monotonic() - begun) / 2
+        patience = (time.monotonic() - begun) / 3
         for number in range(times):
             out = Path(folder) / str(number)
-            for _ in range(KILLS):
-                interrupted += killed(out, options, patience)
+            kills = 0
+            while kills < KILLS:
+                if killed(out, options, patience):
+                    kills += 1
+                else:
+                    # it was finished before its time
+                    shutil.rmtree(out)
+                    kills = 0
+            interrupted += kills
             subprocess.run(command(out, options), check=True, stdout=subprocess.DEVNULL)
             names = ("weights.safetensors", "steps.csv")
             same += all((out / name).read_bytes() == (whole / name).read_bytes() for name in names)
