@@ -1,4 +1,4 @@
-"""Data sets: the fixed split of the digits, IDX files, and damage of every kind."""
+"""Data sets: the fixed split of the digits, IDX files, folders, texts, augmentation, and damage of every kind."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from lnsdeploy.errors import BadFileError, BadTypeError, UnknownNameError
+from lnsdeploy.errors import BadFileError, BadTypeError, BadValueError, UnknownNameError
 from lnsdeploy.training import data
 from lnsdeploy.training.data import load_data, read_idx, stratified_split
+from lnsdeploy.training.feeds import ImageFeed, TextFeed
+from lnsdeploy.training.text import load_text
 
 NAMES = {
     "train_x": "train-images-idx3-ubyte",
@@ -190,3 +193,126 @@ def test_files_that_do_not_fit(tmp_path: Path, change: dict[str, np.ndarray], me
     write(tmp_path, arrays() | change)
     with pytest.raises(BadFileError, match=message):
         load_data("mnist", tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Sets without a test set, folders, texts
+
+
+@pytest.mark.parametrize("part", ["train", "t10k"])
+def test_one_pair_of_idx_files_is_split(tmp_path: Path, part: str) -> None:
+    made = arrays(train=100, test=100)
+    key = "train" if part == "train" else "test"
+    write(tmp_path, {k: v for k, v in made.items() if k.startswith(key)})
+    found = load_data("mnist", tmp_path)
+    assert (len(found.train_y), len(found.test_y)) == (80, 20)
+    assert np.bincount(found.test_y).min() >= 6
+    whole = {x.tobytes() for x in np.asarray(made[f"{key}_x"], dtype=np.uint8)}
+    parts = [{x.tobytes() for x in raw[:, 0]} for raw in (found.train_raw, found.test_raw)]
+    assert parts[0] | parts[1] == whole
+    assert not parts[0] & parts[1]
+    assert load_data("mnist", tmp_path).digest == found.digest
+    (tmp_path / NAMES[f"{key}_y"]).unlink()
+    with pytest.raises(BadFileError, match="is missing"):
+        load_data("mnist", tmp_path)
+
+
+def test_images_are_kept_as_bytes(tmp_path: Path) -> None:
+    made = arrays()
+    write(tmp_path, made)
+    found = load_data("mnist", tmp_path)
+    assert found.train_raw.dtype == np.uint8
+    expected = made["train_x"].astype(np.float32)[:, None] / np.float32(255)
+    assert np.array_equal(found.train_x, expected)
+    # a set of floats has the digest of the same set of bytes: runs of either are the same run
+    floats = data.Dataset(found.train_x, found.train_y, found.test_x, found.test_y, 3, "mnist", "")
+    assert floats.digest == found.digest
+    feeds = [ImageFeed(d, augment="crop+flip", limit=None, seed=3, device=torch.device("cpu")) for d in (found, floats)]
+    for batch in (feed.batch(1, np.arange(20)) for feed in feeds):
+        assert batch[0].dtype == torch.float32
+    assert torch.equal(feeds[0].batch(1, np.arange(20))[0], feeds[1].batch(1, np.arange(20))[0])
+    assert np.array_equal(feeds[0].test(0, 20)[0].numpy(), found.test_x)
+
+
+def test_augmentation_depends_on_seed_epoch_and_sample_alone(tmp_path: Path) -> None:
+    write(tmp_path, arrays())
+    found = load_data("mnist", tmp_path)
+
+    def feed(augment: str, seed: int = 3) -> ImageFeed:
+        return ImageFeed(found, augment=augment, limit=None, seed=seed, device=torch.device("cpu"))
+
+    whole = feed("crop+flip").batch(2, np.arange(30))[0]
+    assert torch.equal(feed("crop+flip").batch(2, np.array([7, 4]))[0], whole[[7, 4]])
+    assert not torch.equal(feed("crop+flip").batch(3, np.arange(30))[0], whole)
+    assert not torch.equal(feed("crop+flip", 4).batch(2, np.arange(30))[0], whole)
+    plain = feed("none").batch(2, np.arange(30))[0]
+    assert np.array_equal(plain.numpy(), found.train_x)
+    for before, after in zip(plain, feed("flip").batch(2, np.arange(30))[0], strict=True):
+        assert torch.equal(before, after) or torch.equal(before.flip(2), after)
+    # crops shift by a line at most here, and fill with zeros
+    for before, after in zip(plain, feed("crop").batch(2, np.arange(30))[0], strict=True):
+        padded = torch.nn.functional.pad(before, (1, 1, 1, 1))
+        places = [padded[:, i : i + 6, j : j + 5] for i in range(3) for j in range(3)]
+        assert any(torch.equal(after, place) for place in places)
+
+
+def pictures(folder: Path, classes: dict[str, int], size: tuple[int, int] = (9, 7)) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for number, (name, count) in enumerate(classes.items()):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = np.full((*size, 3), 40 * number + index, dtype=np.uint8)
+            image.fromarray(pixels).save(folder / name / f"{index}.png")
+
+
+def test_folders_of_images(tmp_path: Path) -> None:
+    pictures(tmp_path / "split" / "train", {"cat": 4, "dog": 3})
+    pictures(tmp_path / "split" / "val", {"dog": 2})
+    found = load_data("folder", tmp_path / "split", image_size=8)
+    assert (found.train_raw.shape, found.test_raw.shape, found.classes) == ((7, 3, 8, 8), (2, 3, 8, 8), 2)
+    assert list(found.train_y) == [0, 0, 0, 0, 1, 1, 1]
+    assert list(found.test_y) == [1, 1]
+    assert list(found.train_raw[:, 0, 4, 4]) == [0, 1, 2, 3, 40, 41, 42]
+    pictures(tmp_path / "plain", {"a": 10, "b": 20})
+    found = load_data("folder", tmp_path / "plain")
+    assert (len(found.train_y), list(np.bincount(found.test_y))) == (24, [2, 4])
+    pictures(tmp_path / "split" / "val" / "..", {"val/cow": 1})
+    with pytest.raises(BadFileError, match="cow"):
+        load_data("folder", tmp_path / "split")
+    (tmp_path / "plain" / "a" / "0.png").write_bytes(b"no image")
+    with pytest.raises(BadFileError, match=r"0\.png"):
+        load_data("folder", tmp_path / "plain")
+    with pytest.raises(BadValueError, match="--data-dir"):
+        load_data("folder")
+    with pytest.raises(BadFileError, match="no such folder"):
+        load_data("folder", tmp_path / "nowhere")
+    with pytest.raises(BadValueError, match="image_size"):
+        load_data("digits", image_size=8)
+
+
+def test_texts(tmp_path: Path) -> None:
+    file = tmp_path / "text"
+    file.write_text("añb\U0001f600" * 50, encoding="utf-8")
+    found = load_text(f"text:{file}")
+    assert found.vocabulary == "abñ\U0001f600"
+    assert (len(found.train), len(found.test)) == (180, 20)
+    assert "".join(found.vocabulary[i] for i in found.train[:4]) == "añb\U0001f600"
+    feed = TextFeed(found, context=16, limit=None, seed=0, device=torch.device("cpu"))
+    assert feed.sizes == (10, 1)
+    x, y = feed.batch(3, np.arange(10))
+    assert torch.equal(x[:, 1:], y[:, :-1])
+    # one after the other: each character once
+    assert torch.equal(x[1:, 0], y[:-1, -1])
+    assert not torch.equal(feed.batch(4, np.arange(10))[0], x) or not torch.equal(feed.batch(5, np.arange(10))[0], x)
+    x, y = feed.test(0, 1)
+    assert [found.test[: len(x[0])].tolist(), found.test[1:17].tolist()] == [x[0].tolist(), y[0].tolist()]
+    with pytest.raises(BadValueError, match="too few"):
+        TextFeed(found, context=32, limit=None, seed=0, device=torch.device("cpu"))
+    with pytest.raises(BadValueError, match="limit"):
+        TextFeed(found, context=16, limit=11, seed=0, device=torch.device("cpu"))
+    for content, message in ((b"\xff\xfe\x00" * 20, "not UTF-8"), (b"abc", "too few"), (b"a" * 50, "different")):
+        file.write_bytes(content)
+        with pytest.raises(BadFileError, match=message):
+            load_text(f"text:{file}")
+    with pytest.raises(BadFileError, match="nowhere"):
+        load_text("text:nowhere", tmp_path)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from lnsdeploy.training.cifar import find_cifar, read_cifar
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
 
 # The folder of data sets, where no other is named.
 DATA_VARIABLE = "LNSDEPLOY_DATA"
@@ -31,12 +33,14 @@ _DIGITS_SHAPE = (1797, 65)
 # No data set of this layout comes near; a header that says more is damaged or hostile.
 _MAX_ELEMENTS = 1 << 31
 _READ = 1 << 20
+# Images that are converted at a time.
+_PIECE = 4096
+# Of data that come without a test set, this part is one.
+_TEST_SHARE = 5
 
 FOLDER = "folder"
 _IMAGE_SIZE = 64
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Of a folder that is not split; the share of each class that is tested on.
-_FOLDER_TEST = 5
 # Pixels of a photograph; more is refused before it is unpacked.
 _MAX_PIXELS = 1 << 27
 
@@ -45,17 +49,19 @@ _MAX_PIXELS = 1 << 27
 class Dataset:
     """Labelled images, split into training and test set.
 
+    Images are kept as the bytes they are published as, a quarter of their size in float32.
+
     Args:
-        train_x, test_x: float32 [n, channels, height, width] in 0 … 1.
+        train_raw, test_raw: uint8 [n, channels, height, width], or float32 in 0 … 1.
         train_y, test_y: int64 [n], the classes 0 … `classes` − 1.
         classes: their number.
         name: as in :func:`load_data`.
         source: where it comes from, for people.
     """
 
-    train_x: Images
+    train_raw: npt.NDArray[Any]
     train_y: Labels
-    test_x: Images
+    test_raw: npt.NDArray[Any]
     test_y: Labels
     classes: int
     name: str
@@ -64,16 +70,34 @@ class Dataset:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one input: channels, height, width."""
-        return tuple(self.train_x.shape[1:])
+        return tuple(self.train_raw.shape[1:])
+
+    @cached_property
+    def train_x(self) -> Images:
+        """All training images, float32 [n, channels, height, width] in 0 … 1; converted when first asked for."""
+        return as_floats(self.train_raw)
+
+    @cached_property
+    def test_x(self) -> Images:
+        """All test images, as :attr:`train_x`."""
+        return as_floats(self.test_raw)
 
     @cached_property
     def digest(self) -> str:
-        """16 hexadecimal digits: a hash of all images and labels."""
+        """16 hexadecimal digits: a hash of all images, as float32, and labels."""
         found = hashlib.sha256()
-        for array in (self.train_x, self.train_y, self.test_x, self.test_y):
-            found.update(f"{array.dtype}{array.shape}".encode())
-            found.update(np.ascontiguousarray(array).tobytes())
+        for raw, labels in ((self.train_raw, self.train_y), (self.test_raw, self.test_y)):
+            found.update(f"float32{raw.shape}".encode())
+            for start in range(0, len(raw), _PIECE):
+                found.update(np.ascontiguousarray(as_floats(raw[start : start + _PIECE])).tobytes())
+            found.update(f"{labels.dtype}{labels.shape}".encode())
+            found.update(np.ascontiguousarray(labels).tobytes())
         return found.hexdigest()[:16]
+
+
+def as_floats(raw: npt.NDArray[Any]) -> Images:
+    """Stored images in 0 … 1: bytes divided by 255, others as they are."""
+    return np.divide(raw, np.float32(255), dtype=np.float32) if raw.dtype == np.uint8 else raw
 
 
 def load_data(name: str, data_dir: str | os.PathLike[str] | None = None, *, image_size: int | None = None) -> Dataset:
@@ -82,9 +106,10 @@ def load_data(name: str, data_dir: str | os.PathLike[str] | None = None, *, imag
     ``digits``: 1,797 real 8×8 images of handwritten digits that come with scikit-learn, split into 1,437 for
     training and 360 for testing, always in the same way and with the classes' shares kept.
     ``mnist``, ``fashion-mnist``: the four IDX files of these sets (or of any other in that layout), plain or
-    gzipped.
+    gzipped. Where only one of the two pairs of images and labels is there, a fifth of it is for testing, with the
+    classes' shares kept, always the same.
     ``cifar10``, ``cifar100``: 50,000 and 10,000 photographs of 32×32, in the binary or the Python layout in which
-    they are published, unpacked; as float32 they take 740 MB.
+    they are published, unpacked.
     ``folder``: photographs in ``train/CLASS/*`` and ``val/CLASS/*`` (or ``test``) of `data_dir`, or in ``CLASS/*``,
     where a fifth of each class is for testing, always the same. They are cut to squares and scaled.
 
@@ -201,16 +226,28 @@ _FILES = {
 
 def _load_idx(name: str, data_dir: Path | None) -> Dataset:
     folder = _find_folder(name, data_dir)
-    arrays = {key: read_idx(_find_file(folder, stem)) for key, stem in _FILES.items()}
-    for key, stem in _FILES.items():
+    present = [part for part in ("train", "test") if any(_candidates(folder, _FILES[f"{part}_{a}"]) for a in "xy")]
+    arrays = {
+        f"{part}_{axis}": read_idx(_find_file(folder, _FILES[f"{part}_{axis}"])) for part in present for axis in "xy"
+    }
+    for key, array in arrays.items():
         wanted = 3 if key.endswith("x") else 1
-        if arrays[key].ndim != wanted:
-            raise BadFileError(f"{folder / stem}: has {arrays[key].ndim} axes, {wanted} are needed")
-    for part in ("train", "test"):
+        if array.ndim != wanted:
+            raise BadFileError(f"{folder / _FILES[key]}: has {array.ndim} axes, {wanted} are needed")
+    for part in present:
         images, labels = arrays[f"{part}_x"], arrays[f"{part}_y"]
         where = folder / _FILES[f"{part}_x"]
         if len(images) != len(labels) or not images.size:
             raise BadFileError(f"{where}: {len(images)} images of shape {images.shape[1:]} for {len(labels)} labels")
+    source = f"IDX files in {folder}"
+    if len(present) == 1:
+        train, test = _own_split(arrays[f"{present[0]}_y"].astype(np.int64), folder)
+        arrays = {
+            f"{part}_{axis}": arrays[f"{present[0]}_{axis}"][chosen]
+            for part, chosen in (("train", train), ("test", test))
+            for axis in "xy"
+        }
+        source += f", of which every fifth image of {_FILES[present[0] + '_x']} is for testing"
     if arrays["train_x"].shape[1:] != arrays["test_x"].shape[1:]:
         raise BadFileError(
             f"{folder}: training images are {arrays['train_x'].shape[1:]}, test images {arrays['test_x'].shape[1:]}"
@@ -220,13 +257,16 @@ def _load_idx(name: str, data_dir: Path | None) -> Dataset:
         raise BadFileError(
             f"{folder}: training labels up to {classes - 1}, test labels up to {int(arrays['test_y'].max())}"
         )
-    train_x, test_x = (_scaled(arrays[key]) for key in ("train_x", "test_x"))
     train_y, test_y = (arrays[key].astype(np.int64) for key in ("train_y", "test_y"))
-    return Dataset(train_x, train_y, test_x, test_y, classes, name, f"IDX files in {folder}")
+    return Dataset(arrays["train_x"][:, None], train_y, arrays["test_x"][:, None], test_y, classes, name, source)
 
 
-def _scaled(images: npt.NDArray[np.uint8]) -> Images:
-    return (images.astype(np.float32) / np.float32(255))[:, None]
+def _own_split(labels: Labels, where: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Training and test indices of data that come without a test set."""
+    count = len(labels) // _TEST_SHARE
+    if not count:
+        raise BadFileError(f"{where}: {len(labels)} images are too few to set a test set aside")
+    return stratified_split(labels, count)
 
 
 def data_roots(data_dir: Path | None) -> list[Path]:
@@ -318,10 +358,8 @@ def read_idx(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
 
 def _load_cifar(name: str, data_dir: Path | None) -> Dataset:
     layout, folder = find_cifar(name, data_roots(data_dir))
-    parts = {part: read_cifar(layout, folder, part) for part in ("train", "test")}
-    train_x, test_x = (np.divide(images, np.float32(255), dtype=np.float32) for images, _ in parts.values())
-    train_y, test_y = (labels for _, labels in parts.values())
-    return Dataset(train_x, train_y, test_x, test_y, layout.classes, name, f"{layout.folder} in {folder}")
+    (train_raw, train_y), (test_raw, test_y) = (read_cifar(layout, folder, part) for part in ("train", "test"))
+    return Dataset(train_raw, train_y, test_raw, test_y, layout.classes, name, f"{layout.folder} in {folder}")
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -343,21 +381,21 @@ def _load_folder(data_dir: Path | None, size: int) -> Dataset:
     x, y = _read_folder(data_dir / "train" if split else data_dir, names, size)
     source = f"{data_dir}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
     if split and test_folder is not None:
-        if extra := sorted(set(_classes(test_folder)) - set(names)):
+        if extra := sorted(set(_classes(test_folder, 1)) - set(names)):
             raise BadFileError(f"{test_folder}: classes {', '.join(extra[:8])} are not among those of train")
         return Dataset(x, y, *_read_folder(test_folder, names, size), len(names), FOLDER, source)
-    train, test = stratified_split(y, max(1, len(y) // _FOLDER_TEST))
+    train, test = _own_split(y, data_dir)
     return Dataset(x[train], y[train], x[test], y[test], len(names), FOLDER, source)
 
 
-def _classes(folder: Path) -> list[str]:
+def _classes(folder: Path, least: int = 2) -> list[str]:
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if len(names) < 2:
-        raise BadFileError(f"{folder}: at least two folders are needed, one for each class; there are {len(names)}")
+    if len(names) < least:
+        raise BadFileError(f"{folder}: {least} or more folders are needed, one for each class; there are {len(names)}")
     return names
 
 
-def _read_folder(folder: Path, names: list[str], size: int) -> tuple[Images, Labels]:
+def _read_folder(folder: Path, names: list[str], size: int) -> tuple[Pixels, Labels]:
     files = [
         (file, number)
         for number, name in enumerate(names)
@@ -367,14 +405,14 @@ def _read_folder(folder: Path, names: list[str], size: int) -> tuple[Images, Lab
     ]
     if not files:
         raise BadFileError(f"{folder}: no images ({', '.join(_SUFFIXES)}) in the folders of its classes")
-    x = np.empty((len(files), 3, size, size), dtype=np.float32)
+    x = np.empty((len(files), 3, size, size), dtype=np.uint8)
     for index, (file, _) in enumerate(files):
         x[index] = read_square(file, size)
     return x, np.array([number for _, number in files], dtype=np.int64)
 
 
-def read_square(file: Path, size: int) -> Images:
-    """The middle square of an image, scaled: float32 [3, size, size] in 0 … 1.
+def read_square(file: Path, size: int) -> Pixels:
+    """The middle square of an image, scaled: uint8 [3, size, size].
 
     Raises:
         BadFileError: not an image, damaged, or of too many pixels.
@@ -394,10 +432,10 @@ def read_square(file: Path, size: int) -> Images:
             square = found.convert("RGB").resize(
                 (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
             )
-            pixels = np.asarray(square, dtype=np.float32)
+            pixels = np.asarray(square, dtype=np.uint8)
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
         raise BadFileError(f"{file}: not an image that can be read: {error}") from error
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)) / np.float32(255)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 _LOADERS: dict[str, Callable[[str, Path | None], Dataset]] = {

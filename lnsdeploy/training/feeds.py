@@ -58,15 +58,19 @@ class ImageFeed:
     """
 
     def __init__(self, dataset: Dataset, *, augment: str, limit: int | None, seed: int, device: torch.device):
-        x, y = dataset.train_x, dataset.train_y
+        x, y = dataset.train_raw, dataset.train_y
         if limit is not None and limit != len(x):
             if limit > len(x):
                 raise BadValueError(f"limit: {dataset.name} has {len(x)} training samples, not {limit}")
             _, chosen = stratified_split(y, limit)
             x, y = x[chosen], y[chosen]
-        # several trainings of a process may share the arrays
-        self._train = torch.tensor(x, device=device), torch.tensor(y, device=device)
-        self._test = torch.tensor(dataset.test_x, device=device), torch.tensor(dataset.test_y, device=device)
+        # copies, as bytes where images are bytes: several trainings of a process may share the arrays
+        self._train, self._test = (
+            (torch.from_numpy(np.array(images)).to(device), torch.tensor(labels, device=device))
+            for images, labels in ((x, y), (dataset.test_raw, dataset.test_y))
+        )
+        # divided by a tensor: for a number some devices multiply by its inverse, which rounds otherwise
+        self._white = torch.tensor(255.0, device=device)
         self._crop, self._flip = "crop" in augment, "flip" in augment
         self._seed = seed
         self._drawn: tuple[int, npt.NDArray[np.uint8]] | None = None
@@ -84,10 +88,13 @@ class ImageFeed:
         x = self._train[0][chosen]
         if self._crop or self._flip:
             x = self._augmented(x, self._draws(epoch)[indices])
-        return x, self._train[1][chosen]
+        return self._floats(x), self._train[1][chosen]
 
     def test(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        return self._test[0][first:last], self._test[1][first:last]
+        return self._floats(self._test[0][first:last]), self._test[1][first:last]
+
+    def _floats(self, x: Tensor) -> Tensor:
+        return x.to(torch.float32) / self._white if x.dtype == torch.uint8 else x
 
     def _draws(self, epoch: int) -> npt.NDArray[np.uint8]:
         """Three random bytes a sample: who else is in a batch, or on which process, does not matter."""

@@ -327,6 +327,7 @@ class _Training:
             )
         self.steps = self.epochs * self.batches
         self.interrupts = _Interrupts()
+        self.stop = False
         self._saved = time.monotonic()
 
     def begin(self, start: dict[str, npt.NDArray[Any]] | None, where: str) -> None:
@@ -356,7 +357,8 @@ class _Training:
                     _tell_board(board, row, self.losses[-self.batches :], self.steps_done)
             if progress is not None:
                 progress(len(self.history), row)
-            if self.interrupts.asked and self.shards.world == 1 and len(self.history) < self.epochs:
+            # an interrupt that came while one process alone was evaluated; several agree at a step
+            if (self.stop or (self.interrupts.asked and self.shards.world == 1)) and len(self.history) < self.epochs:
                 raise KeyboardInterrupt
 
     @property
@@ -375,14 +377,14 @@ class _Training:
         started = time.perf_counter()
         order = sample_order(self.config.seed, number, self.feed.sizes[0])
         parts = np.array_split(order, self.batches)
-        self.model.train()
+        if not self.batch:
+            # (within an epoch a change of mode would make offsets anew that the checkpoint has)
+            self.model.train()
         while self.batch < self.batches:
-            self.step(number, parts[self.batch])
+            asked = self.step(number, parts[self.batch])
             self.batch += 1
             if on_step is not None:
                 on_step(self.steps_done, self.steps, self.losses[-1])
-            # one process alone: others would wait for this one in vain
-            asked = self.interrupts.asked if self.shards.world == 1 else None
             if every is not None:
                 due = self.steps_done % every == 0
             else:
@@ -405,8 +407,11 @@ class _Training:
             "seconds": round(self.seconds + time.perf_counter() - started, 6),
         }
 
-    def step(self, epoch: int, indices: npt.NDArray[np.int64]) -> None:
-        """One update from the samples of a batch, of which this process takes its part."""
+    def step(self, epoch: int, indices: npt.NDArray[np.int64]) -> bool:
+        """One update from the samples of a batch, of which this process takes its part.
+
+        Returns: whether this process or another has been asked to stop.
+        """
         config, world = self.config, self.shards.world
         rate = learning_rate(config, self.steps_done, self.steps)
         for group in self.optimizer.param_groups:
@@ -419,18 +424,19 @@ class _Training:
         loss, hits = _loss_and_hits(self.model, x, y, config.label_smoothing)
         share = world * len(own) / len(indices)
         (loss * share if world > 1 else loss).backward()  # type: ignore[no-untyped-call]
-        sums = total([float(loss.detach()) * y.numel(), float(hits), float(y.numel())])
+        asked = float(self.interrupts.asked is not None)
+        sums = total([float(loss.detach()) * y.numel(), float(hits), float(y.numel()), asked])
         value = sums[0] / sums[2]
         if not math.isfinite(value):
-            raise BadValueError(
-                f"the loss became {value} in epoch {epoch + 1}: the training has diverged; "
-                f"try a smaller learning rate than {config.lr}"
-            )
+            raise self._diverged(f"the loss became {value}", epoch)
         if world > 1:
             average_(p.grad for p in self._to_average if p.grad is not None)
         if config.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except BadValueError as error:
+            raise self._diverged(str(error), epoch) from error
         if world > 1:
             average_(
                 buffer for name, buffer in self.model.named_buffers() if name.endswith(("running_mean", "running_var"))
@@ -438,6 +444,15 @@ class _Training:
         loss_sum, right, count = self.sums
         self.sums = loss_sum + sums[0], right + sums[1], count + sums[2]
         self.losses.append(value)
+        self.stop = bool(sums[3])
+        return self.stop
+
+    def _diverged(self, what: str, epoch: int) -> BadValueError:
+        kept = f"; the last checkpoint is kept in {self.folder}" if (self.folder / runs.CHECKPOINT).exists() else ""
+        return BadValueError(
+            f"{what} in epoch {epoch + 1}, step {self.steps_done + 1}: the training has diverged; try a smaller "
+            f"learning rate than {self.config.lr}{kept}"
+        )
 
     def write_steps(self) -> None:
         """Write steps.csv, a line a step."""
@@ -658,18 +673,18 @@ def train(
     shards = Shards() if shards is None else shards
     board = _board(tensorboard) if tensorboard is not None and shards.is_first else None
 
-    def prepare() -> tuple[_Training, bool]:
-        assert shards is not None
+    folder = Path(out)
+
+    def read() -> Any:
         data = load_any(config)
         feed = make_feed(config, data)
         arrays, where, digest = read_start(config.init_from) if config.init_from else (None, "", None)
         table = runs.config_table(config, data, feed.shape, feed.sizes, digest)
+        return data, feed, arrays, where, table
+
+    def prepare(found: Any) -> tuple[_Training, bool]:
+        data, feed, arrays, where, table = found
         identity = runs.identity_hash(table)
-        folder = Path(out)
-        if shards.is_first:
-            _set_up(folder, table, restart, resume)
-        # the first has removed what is not to be found, before others look
-        shards.broadcast(None)
         training = _Training(config, data.classes, feed, folder, identity, shards)
         if (folder / runs.WEIGHTS).exists():
             return training, True
@@ -679,7 +694,10 @@ def train(
         return training, False
 
     with _deterministic(config), joined(shards.world):
-        training, finished = shards.together(prepare)
+        found = shards.together(read)
+        # the first removes what is not to be found, before others look
+        shards.together(lambda: _set_up(folder, found[-1], restart, resume) if shards.is_first else None)
+        training, finished = shards.together(lambda: prepare(found))
         if finished:
             return shards.together(lambda: _finished(training.folder, training))
         try:
