@@ -157,22 +157,96 @@ def _dataset(artifact: Artifact, data: str | None, data_dir: Path | None) -> Dat
 
 
 @cli.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The LNS ONNX file to write.")
-@click.option("--datapath", default=None, help="Name or TOML file; by default one that fits the net's formats.")
-@click.option("--sample", type=click.IntRange(1), default=64, show_default=True, help="Inputs to calibrate on.")
+@click.option("--bits", type=click.IntRange(2, 16), default=None, help="Width of words; 8 by default. [net]")
+@click.option("--gamma", type=click.IntRange(1), default=None, help="Codes per octave; by default one that fits. [net]")
+@click.option("--weights-format", metavar="BITS:GAMMA", default=None, help="Format of weights, if another. [net]")
+@click.option("--activations-format", metavar="BITS:GAMMA", default=None, help="Format of activations. [net]")
+@click.option("--datapath", default=None, help="Name or TOML file; by default one that fits the formats.")
+@click.option("--recipe", type=click.Path(path_type=Path), default=None, help="TOML with formats per layer. [net]")
+@click.option(
+    "--calibration",
+    default=None,
+    metavar="FILE|FOLDER|DATA",
+    help="Inputs: .npz, .npy, a folder of pictures, or a data set; made up where left out. [net]",
+)
+@click.option("--evaluation", default=None, metavar="FILE|FOLDER|DATA", help="Others to measure on. [net]")
+@click.option("--method", default=None, metavar="absmax|percentile|lsq", help="Calibration of activations. [net]")
+@click.option("--weight-method", default=None, metavar="absmax|percentile|lsq", help="Of weights. [net]")
+@click.option("--percentile", type=click.FloatRange(0, 100, min_open=True), default=None, help="99.99. [net]")
+@click.option("--per-tensor", is_flag=True, help="One offset a weight, not one an output channel. [net]")
+@click.option(
+    "--correct-bias/--no-correct-bias",
+    "correct_bias",
+    default=None,
+    help="Correct biases by the sample's mean error; where inputs are not made up. [net]",
+)
+@click.option(
+    "--budget",
+    default=None,
+    metavar="BITS|BYTES",
+    help="Average bits of a weight, or size as 3.5MB: mixed widths. [net]",
+)
+@click.option("--widths", default=None, metavar="4,5,6,8", help="Widths that a budget may give. [net]")
+@click.option("--save-recipe", type=click.Path(path_type=Path), default=None, help="Write what it gave. [net]")
+@click.option("--input-shape", default=None, metavar="1,3,224,224", help="Where the model leaves it open. [net]")
+@click.option("--model-output", default=None, metavar="NAME", help="Of several outputs, the one to keep. [net]")
+@click.option("--mean", default=None, metavar="NUMBERS", help="Of pictures in a folder: 0 by default. [net]")
+@click.option("--std", default=None, metavar="NUMBERS", help="Of pictures in a folder: 1 by default. [net]")
+@click.option("--weights", default=None, metavar="pretrained|random|FILE", help="Of a torch model. [net]")
+@click.option("--image-size", type=click.IntRange(1, 4096), default=None, help="Of a torch model. [net]")
+@click.option("--seed", type=click.IntRange(0), default=None, help="Of what is made up. [net]")
+@click.option(
+    "--sample", type=click.IntRange(1), default=None, help="Inputs to place accumulators on; 64, or 16 [net]."
+)
+@click.option("--evaluate-on", type=click.IntRange(1), default=None, help="Inputs to measure on, at most; 64. [net]")
+@click.option("--report", "page", type=click.Path(path_type=Path), default=None, help="Write a page there. [net]")
+@click.option("--layers", "show_layers", is_flag=True, help="Also show every layer. [net]")
+@click.option("--min-sqnr", type=float, default=None, metavar="DB", help="Exit status 1 below it. [net]")
+@click.option(
+    "--max-drop", type=float, default=None, metavar="POINTS", help="Exit status 1 if more accuracy is lost. [net]"
+)
 @_data_dir
 @_json
-def export(run: Path, output: Path, datapath: str | None, sample: int, data_dir: Path | None, as_json: bool) -> None:
-    """Lower a trained run to an LNS ONNX model.
+@click.pass_context
+def export(ctx: click.Context, /, source: str, output: Path, as_json: bool, **options: Any) -> None:
+    """Turn any float net, or a trained run, into an LNS ONNX model.
+
+    SOURCE is a float ONNX file, a run directory, or the name of a torch model: timm:NAME, torchvision:NAME,
+    FILE.py:CALLABLE or PACKAGE.MODULE:CALLABLE. Options marked [net] are for float nets; a run brings its own.
+    The loss of accuracy is that of right answers where labels are known, else of agreement with the float net.
 
     \b
     Example:
       lnsdeploy export run -o m.onnx --datapath lns-madam-8
+      lnsdeploy export net.onnx -o net.lns.onnx --bits 8 --gamma 8 --calibration images.npz
+      lnsdeploy export net.onnx -o net.lns.onnx --budget 5.5 --calibration photos/ --report page --min-sqnr 20
+      lnsdeploy export timm:resnet18 -o r.onnx --bits 16 --gamma 1024 --json
     """
+    given = {
+        parameter.name: parameter.opts[0]
+        for parameter in ctx.command.params
+        if parameter.name and ctx.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
+    }
+    if Path(source).is_dir():
+        if wrong := [option for name, option in given.items() if name not in _OF_RUNS]:
+            raise click.UsageError(f"{wrong[0]} means nothing for a run directory, as {source!r} is taken for", ctx)
+        _export_run(Path(source), output, as_json, options)
+    else:
+        _export_net(source, output, as_json, options)
+
+
+# Options of `export` that a run directory takes.
+_OF_RUNS = ("source", "output", "datapath", "sample", "data_dir", "as_json")
+
+
+def _export_run(run: Path, output: Path, as_json: bool, options: dict[str, Any]) -> None:
     from lnsdeploy.exporters.export import lower_run
 
-    exported = lower_run(run, datapath=datapath, sample=sample, data_dir=data_dir)
+    exported = lower_run(
+        run, datapath=options["datapath"], sample=options["sample"] or 64, data_dir=options["data_dir"]
+    )
     summary = exported.save(output)
     if as_json:
         _print_json(summary)
@@ -182,6 +256,40 @@ def export(run: Path, output: Path, datapath: str | None, sample: int, data_dir:
             f"{summary['macs']} MACs an input in LNS, datapath {summary['datapath']['name']} "
             f"({summary['datapath']['fingerprint']})"
         )
+
+
+def _export_net(source: str, output: Path, as_json: bool, options: dict[str, Any]) -> None:
+    """`export` for a float net."""
+    from lnsdeploy.exporters.command import export_named, text_of
+
+    with _steps() as progress:
+        result = export_named(source, options, progress=progress)
+    result.save(output)
+    if options["save_recipe"] is not None:
+        result.save_recipe(options["save_recipe"])
+    pages = None
+    if options["page"] is not None:
+        from lnsdeploy.studies.fidelity import write_fidelity_page
+
+        pages = write_fidelity_page(result, options["page"], title=Path(source).name, command=_command_line())
+    if as_json:
+        _print_json(result.to_dict() | {"path": str(output)})
+    else:
+        click.echo(text_of(result, str(output), layers=options["show_layers"]))
+        if pages is not None:
+            click.echo(f"page: {pages['fidelity.html']}")
+    result.fidelity.require(min_sqnr=options["min_sqnr"], max_drop=options["max_drop"])
+
+
+@contextmanager
+def _steps() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress line on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda step, done, total: None
+        return
+    click.echo("reading the model", nl=False, err=True)
+    yield lambda step, done, total: click.echo(f"\r\033[K{step} {done}/{total}", nl=False, err=True)
+    click.echo("\r\033[K", nl=False, err=True)
 
 
 @cli.command()

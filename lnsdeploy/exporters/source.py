@@ -160,7 +160,7 @@ def load_external(model: Any, folder: Path, where: str) -> None:
         fields = {entry.key: entry.value for entry in tensor.external_data}
         location = fields.get("location", "")
         told = f"{where}: initializer {tensor.name!r}"
-        if not location or os.path.isabs(location) or "\\" in location or ".." in Path(location).parts:
+        if not location or Path(location).is_absolute() or "\\" in location or ".." in Path(location).parts:
             raise BadFileError(f"{told} lies at {location!r}, outside of the model's folder; it is not opened")
         file = folder / location
         try:
@@ -256,7 +256,8 @@ def _check_tensor(tensor: Any, told: str) -> None:
         return
     kind = tensor.data_type
     held = {1: tensor.float_data, 14: tensor.float_data, 11: tensor.double_data, 15: tensor.double_data,
-            7: tensor.int64_data, 12: tensor.uint64_data, 13: tensor.uint64_data}.get(kind, tensor.int32_data)  # fmt: skip
+            7: tensor.int64_data, 12: tensor.uint64_data,
+            13: tensor.uint64_data}.get(kind, tensor.int32_data)  # fmt: skip
     count = _elements(tensor.dims, told) * (2 if kind in (14, 15) else 1)
     if kind in (21, 22, 23):
         count = -(-count // 2)
@@ -351,7 +352,7 @@ def _check_graph(
         for name in _reads(node):
             if name not in known and name not in made:
                 raise BadFileError(
-                    f"{where}: {node.op_type} {_short(node.name or node.output[0] if node.output else node.name)} reads "
+                    f"{where}: {node.op_type} {_short(node.name or ''.join(node.output[:1]))} reads "
                     f"{_short(name)}, which neither a node nor an initializer makes"
                 )
     order = _order(graph.node, made, where)
@@ -612,8 +613,8 @@ def _only_input(draft: _Draft) -> Any:
     kind = value.type.tensor_type.elem_type
     if kind != 1:
         raise UnsupportedError(
-            f"{draft.where}: its input {value.name!r} holds {_type_name(kind)}; an LNS model takes float numbers, which "
-            "it encodes as words (of a model of text, export the part behind the embedding)"
+            f"{draft.where}: its input {value.name!r} holds {_type_name(kind)}; an LNS model takes float numbers, "
+            "which it encodes as words (of a model of text, export the part behind the embedding)"
         )
     return value
 
@@ -622,7 +623,7 @@ def _type_name(kind: int) -> str:
     from onnx import TensorProto
 
     try:
-        return TensorProto.DataType.Name(kind).lower()
+        return str(TensorProto.DataType.Name(kind)).lower()
     except ValueError:
         return "no tensor" if kind == 0 else f"the unknown type {kind}"
 
@@ -815,7 +816,7 @@ def _make_constants(draft: _Draft) -> None:
 
 
 def _free_batch(draft: _Draft, name: str, fixed: int) -> None:
-    """A net that was made for batches of one size takes any, if shapes that state the size are all that is in the way."""
+    """A net for batches of one size takes any, if shapes that state the size are all that is in the way."""
     from onnx import helper, numpy_helper
 
     inferred = _shapes(draft)
@@ -932,7 +933,7 @@ def _dry_run(draft: _Draft, shape: Sequence[int | None], fixed: int | None) -> N
             str(
                 _failed(
                     draft,
-                    f"is made for batches of {fixed} and takes no other: export it again with a batch axis of open size",
+                    f"is made for batches of {fixed} alone: export it again with a batch axis of open size",
                     error,
                 )
             )
@@ -942,7 +943,7 @@ def _dry_run(draft: _Draft, shape: Sequence[int | None], fixed: int | None) -> N
     joined = np.concatenate(apart) if apart[0].ndim and apart[0].shape[:1] == (1,) else None
     if joined is None or joined.shape != together.shape:
         raise UnsupportedError(
-            f"{draft.where}: its output has the shape {list(together.shape)} for two inputs; the batch must be its first axis"
+            f"{draft.where}: its output has the shape {list(together.shape)} for two inputs; its first axis must be the batch"
         )
     if not np.isfinite(together).all():
         return
