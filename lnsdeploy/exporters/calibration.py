@@ -319,8 +319,8 @@ def _samples() -> Any:
         from lnsdeploy.evaluation import samples
     except ImportError as error:
         raise MissingDependencyError(
-            f"pictures and made-up pictures need torch ({error}): pip install 'lnsdeploy[train,models]', or give inputs "
-            "in an .npz file"
+            f"pictures and made-up pictures need torch ({error}): pip install 'lnsdeploy[train,models]', or give "
+            "inputs in an .npz file"
         ) from error
     return samples
 

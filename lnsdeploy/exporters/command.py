@@ -134,7 +134,7 @@ def _torch_model(source: str, options: Mapping[str, Any]) -> tuple[Any, tuple[in
         model = with_inputs(model, None)
         if isinstance(model.inputs, TokenInput):
             raise UnsupportedError(
-                f"{source} takes {model.inputs}; an LNS model takes float numbers (export the part behind the embedding)"
+                f"{source} takes {model.inputs}; an LNS model takes float numbers (export what follows the embedding)"
             )
         assert model.inputs is not None
         shape = (2, *model.inputs.shape)
@@ -219,9 +219,9 @@ def text_of(result: Result, path: str, *, layers: bool = False) -> str:
         row("note", note)
     if layers:
         lines.append(f"  {'operation':<16} {'name':<32} {'formats':<18} {'MACs':>13} {'SQNR':>9} {'saturated':>9}")
-        for layer in fidelity.layers:
-            lines.append(
-                f"  {layer.op:<16} {layer.name[-32:]:<32} {' '.join(layer.formats):<18} {layer.macs:>13,} "
-                f"{decibels(layer.sqnr_db):>9} {100 * layer.saturated:>8.3f}%"
-            )
+        lines += [
+            f"  {layer.op:<16} {layer.name[-32:]:<32} {' '.join(layer.formats):<18} {layer.macs:>13,} "
+            f"{decibels(layer.sqnr_db):>9} {100 * layer.saturated:>8.3f}%"
+            for layer in fidelity.layers
+        ]
     return "\n".join(lines)

@@ -213,7 +213,7 @@ def export(
     Args:
         source: a float ONNX file, an onnx.ModelProto, a torch module, or a torch.export.ExportedProgram.
         calibration: inputs to calibrate on: an array [n, …], an iterable of arrays or of (inputs, labels), a file, a
-            folder of pictures, or the name of a data set; None for made-up ones, which is said wherever the result goes.
+            folder of pictures, or the name of a data set; None for made-up ones, which the result says.
         options: choices; further keyword arguments are fields of :class:`ExportOptions`.
         example_inputs: of a torch module: a tensor [n, …]; by default the first inputs of `calibration`.
         evaluation: inputs for fidelity; by default held out of `calibration`.
@@ -396,7 +396,8 @@ def _split(
         return given, other
     if isinstance(calibration, str) and given.name == calibration and not Path(calibration).exists():
         other = load_inputs(calibration, read.input_shape, split="test", limit=options.evaluate_on, **common)
-        return given.part(0, options.calibrate_on), other
+        kept = given.part(0, options.calibrate_on)
+        return replace(kept, source=f"{len(kept)} training images of {given.name}"), other
     if len(given) < 4:
         return given, replace(given, source=f"{given.source}, those of calibration")
     held = min(max(len(given) // 4, 1), options.evaluate_on)
@@ -429,8 +430,8 @@ def _refuse_other_files(path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix in (".pt2", ".pt", ".pth", ".ckpt", ".bin", ".pkl"):
         raise UnsupportedError(
-            f"{path}: torch files hold Python objects, and opening one may run code that it holds (torch.export.load too: "
-            "it evaluates expressions and falls back to pickle); load it yourself where you trust it and call "
+            f"{path}: torch files hold Python objects, and opening one may run code that it holds (torch.export.load "
+            "too: it evaluates expressions and falls back to pickle); load it yourself where you trust it and call "
             "lnsdeploy.export(program), or export it with torch.onnx.export first"
         )
     if suffix == ".safetensors":
@@ -509,8 +510,9 @@ def _torch_export(module: Any, inputs: Any, dynamic: Any) -> Any:
     import torch
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    named = {} if inputs is None else {"input_names": ["input"], "output_names": ["output"]}
-    shapes = {} if dynamic is None else {"dynamic_shapes": dynamic}
+    named: dict[str, Any] = {} if inputs is None else {"input_names": ["input"], "output_names": ["output"]}
+    if dynamic is not None:
+        named["dynamic_shapes"] = dynamic
     quiet = io.StringIO()
     try:
         with (
@@ -520,9 +522,7 @@ def _torch_export(module: Any, inputs: Any, dynamic: Any) -> Any:
             torch.no_grad(),
         ):
             warnings.simplefilter("ignore")
-            made = torch.onnx.export(
-                module, inputs or (), dynamo=True, opset_version=18, verbose=False, **named, **shapes
-            )
+            made = torch.onnx.export(module, inputs or (), dynamo=True, opset_version=18, verbose=False, **named)
     except Exception as error:  # torch raises anything where it cannot export
         text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UnsupportedError(f"torch cannot export {type(module).__name__} to ONNX: {text[:200]}") from error

@@ -943,7 +943,8 @@ def _dry_run(draft: _Draft, shape: Sequence[int | None], fixed: int | None) -> N
     joined = np.concatenate(apart) if apart[0].ndim and apart[0].shape[:1] == (1,) else None
     if joined is None or joined.shape != together.shape:
         raise UnsupportedError(
-            f"{draft.where}: its output has the shape {list(together.shape)} for two inputs; its first axis must be the batch"
+            f"{draft.where}: its output has the shape {list(together.shape)} for two inputs; its first axis must be "
+            "the batch"
         )
     if not np.isfinite(together).all():
         return
