@@ -262,8 +262,8 @@ def _scores(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def before_softmax(net: FloatNet) -> str:
     """The tensor that the output is the softmax of, or the output."""
-    nodes = {output: node for node in net.model.graph.node for output in node.output}
-    name = net.output
+    nodes: dict[str, Any] = {output: node for node in net.model.graph.node for output in node.output}
+    name: str = net.output
     for _ in range(8):
         node = nodes.get(name)
         if node is None:

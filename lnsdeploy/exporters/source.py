@@ -318,7 +318,7 @@ def _refuse_operators(nodes: Iterable[Any], where: str, local: set[tuple[str, st
             )
         if node.domain not in _PLAIN_DOMAINS and (node.domain, node.op_type) not in local:
             raise UnsupportedError(
-                f"{told} is a {node.domain}.{node.op_type}, which is no ONNX operator; export the model without "
+                f"{told} is a {_short(f'{node.domain}.{node.op_type}')[1:-1]}, which is no ONNX operator; export the model without "
                 "operators of other domains (and before any optimisation by ONNX Runtime)"
             )
 
@@ -346,7 +346,9 @@ def _check_graph(
             if not output:
                 continue
             if output in made or output in known - outer:
-                raise BadFileError(f"{where}: tensor {_short(output)} is made a second time, by a {node.op_type}")
+                raise BadFileError(
+                    f"{where}: tensor {_short(output)} is made a second time, by a {_short(node.op_type)[1:-1]}"
+                )
             made[output] = number
     for node in graph.node:
         for name in _reads(node):
