@@ -97,33 +97,30 @@ class Statistics:
         if not used.size:
             return offset_for(self.maximum, fmt)
         count = self.counts[used].astype(np.float64)
-        value = np.minimum(_middles()[used] / self.maximum, 1.0)
-        position = np.log2(value) * fmt.gamma
-        code = np.rint(position)
+        value = np.minimum(_middles()[used], self.maximum)
+        # codes lie on one absolute grid, whatever the offset
+        code = np.rint(np.log2(value) * fmt.gamma)
         inside = count * np.square(value - np.exp2(code / fmt.gamma))
         energy = count * np.square(value)
-        top = offset_for(self.maximum, fmt)
-        # codes are counted from that of the maximum; `drop` octave parts are cut off at the top
-        best, least = 0, np.inf
-        for drop in range(fmt.max_code):
-            limit = np.exp2(-drop / fmt.gamma)
-            over = code > -drop
-            under = code <= -drop - fmt.max_code
-            clipped = float((count[over] * np.square(value[over] - limit)).sum())
+        highest = offset_for(self.maximum, fmt) + fmt.max_code
+        best, least = highest, np.inf
+        for top in range(highest, highest - fmt.max_code, -1):
+            over = code > top
+            under = code <= top - fmt.max_code
+            clipped = float((count[over] * np.square(value[over] - np.exp2(top / fmt.gamma))).sum())
             error = clipped + float(energy[under].sum()) + float(inside[~over & ~under].sum())
             if error < least:
-                best, least = drop, error
+                best, least = top, error
             if clipped > least:
                 break
-        return top - best
+        return best - fmt.max_code
 
 
 def _edges() -> npt.NDArray[np.float64]:
     """The smallest number of each bin."""
-    found: npt.NDArray[np.float64] = (
-        (np.arange(_BINS, dtype=np.uint32) << np.uint32(_DROPPED)).view(np.float32).astype(np.float64)
-    )
-    return found
+    with np.errstate(invalid="ignore"):  # the last bins are those of NaN
+        floats = (np.arange(_BINS, dtype=np.uint32) << np.uint32(_DROPPED)).view(np.float32)
+        return np.asarray(floats.astype(np.float64))
 
 
 def _middles() -> npt.NDArray[np.float64]:

@@ -6,6 +6,7 @@ error. A crash, a hang, or more memory than a model of that size can need, is an
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from typing import Any
 from lnsdeploy import errors
 from lnsdeploy.emulator.artifact import MAX_FILE_BYTES
 from lnsdeploy.errors import BadFileError, LNSError
-from lnsdeploy.exporters.source import ReadOptions, Source, normalise, parse_model, read_model
+from lnsdeploy.exporters.source import ReadOptions, Source, load_libraries, normalise, parse_model, read_model
 
 # Address space for the libraries themselves and a net of a few hundred megabytes, and for each byte of a larger one.
 BASE_MEMORY = 8 << 30
@@ -162,6 +163,9 @@ def _child(request: Mapping[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """The child's entry point."""
     request = json.loads(sys.argv[1])
+    with contextlib.suppress(LNSError):
+        # what is loaded is no fault of the file; that it cannot be is said in its turn
+        load_libraries()
     _limit(int(request["memory"]), int(request["seconds"]))
     result = _child(request)
     told = Path(request["result"])

@@ -111,6 +111,17 @@ def _onnx() -> Any:
     return onnx
 
 
+def load_libraries() -> None:
+    """Import all that reading needs.
+
+    Raises:
+        MissingDependencyError: something is not installed.
+    """
+    _onnx()
+    from onnx import inliner, shape_inference, version_converter  # noqa: F401
+    from onnxscript import optimizer  # noqa: F401
+
+
 # ---------------------------------------------------------------------------------------------------
 # Reading a file
 
@@ -460,6 +471,7 @@ def normalise(model: Any, options: ReadOptions, where: str, *, checked: bool = F
     fixed = _set_shape(draft, value, options.input_shape)
     _free_shapes(draft)
     _convert(draft)
+    _shapes(draft, strict=True)
     _fold(draft)
     if fixed is not None:
         _free_batch(draft, value.name, fixed)
@@ -492,6 +504,8 @@ def _stored_width(draft: _Draft) -> float:
 
 
 def _failed(draft: _Draft, step: str, error: Exception) -> BadFileError:
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return BadFileError(f"{draft.where}: {step}: {text[:300]}")
 
@@ -867,15 +881,16 @@ def _rest_is(sizes: npt.NDArray[Any], shape: Sequence[int | None]) -> bool:
     return all(n > 0 for n in sizes[1:]) and int(np.prod([int(n) for n in sizes[1:]], dtype=object)) == rest
 
 
-def _shapes(draft: _Draft) -> dict[str, list[int | None]]:
+def _shapes(draft: _Draft, strict: bool = False) -> dict[str, list[int | None]]:
+    """Shapes of all tensors, None for sizes that are not known; `strict` to refuse those that contradict each other."""
     from onnx import shape_inference
 
     try:
         # shapes follow from shapes: the numbers of weights are not copied for it
         big = {t.name for t in draft.graph.initializer if t.data_type == 1 and len(t.raw_data) > 4096}
-        inferred = shape_inference.infer_shapes(_without(draft.model, big), data_prop=True)
+        inferred = shape_inference.infer_shapes(_without(draft.model, big), data_prop=True, strict_mode=strict)
     except Exception as error:  # as above
-        raise _failed(draft, "its shapes cannot be inferred", error) from error
+        raise _failed(draft, "its shapes contradict each other", error) from error
     return {v.name: _sizes(v) for v in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)}
 
 
