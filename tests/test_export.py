@@ -126,7 +126,7 @@ def test_open_sizes_are_asked_for():
 def test_outputs_and_inputs():
     model = net(2)
     model.graph.output.append(helper.make_tensor_value_info("t1", TensorProto.FLOAT, None))
-    with pytest.raises(UnsupportedError, match="--output NAME|--model-output"):
+    with pytest.raises(UnsupportedError, match="--model-output NAME"):
         normalise(onnx.ModelProto.FromString(model.SerializeToString()), ReadOptions(), "net")
     assert normalise(model, ReadOptions(output="t1"), "net").model.graph.output[0].name == "t1"
     two = net(1)
@@ -308,7 +308,7 @@ def test_absmax_of_streamed_batches_is_that_of_all(values, fmt):
 @pytest.mark.parametrize("fmt", [LNSFormat(8, 8), LNSFormat(4, 2), LNSFormat(6, 4)])
 @pytest.mark.parametrize("spread", [0.5, 2.0])
 def test_histogram_chooses_as_the_numbers_themselves(method, fmt, spread):
-    """A thirty-second of an octave is a quarter of a code at γ 8: the choice is the same, or its neighbour of the same error."""
+    """Bins are a quarter of a code at γ 8: the choice is the same, or a neighbour of the same error."""
     rng = np.random.default_rng(3)
     values = (rng.choice([-1, 1], 20_000) * np.exp(rng.normal(size=20_000) * spread)).astype(np.float32)
     statistics = Statistics()
@@ -454,7 +454,7 @@ def test_torch_modules_and_programs(images):
 def test_files_of_torch_are_not_opened(name, tmp_path):
     file = tmp_path / name
     file.write_bytes(b"anything")
-    with pytest.raises(UnsupportedError, match="run code|without a net"):
+    with pytest.raises(UnsupportedError, match=r"run code|without a net"):
         export(file)
 
 
@@ -538,8 +538,8 @@ def command(capsys, *arguments):
 def test_command(file, capsys):
     made, recipe, page = file / "net.lns.onnx", file / "r.toml", file / "page"
     status, out, err = command(
-        capsys, "export", file / "net.onnx", "-o", made, "--bits", 8, "--gamma", 8, "--calibration", file / "x.npz", "--json",
-        "--budget", 6, "--save-recipe", recipe, "--report", page, "--method", "lsq", "--min-sqnr", 5, "--max-drop", 100,
+        capsys, "export", file / "net.onnx", "-o", made, "--bits", 8, "--gamma", 8, "--calibration", file / "x.npz",
+        "--json", "--budget", 6, "--save-recipe", recipe, "--report", page, "--method", "lsq", "--min-sqnr", 5, "--max-drop", 100,
     )  # fmt: skip
     assert (status, err) == (0, "")
     data = json.loads(out)
@@ -552,7 +552,8 @@ def test_command(file, capsys):
     assert load_recipe(recipe).layers
     html = (page / "fidelity.html").read_text()
     assert "net.onnx" in html
-    assert "http" not in html.replace("http://www.w3.org", "")
+    assert "http://" not in html
+    assert "https://" not in html
     for layer in data["fidelity"]["layers"]:
         assert layer["name"] in html
     assert json.loads((page / "fidelity.json").read_text())["sqnr_db"] == data["sqnr_db"]

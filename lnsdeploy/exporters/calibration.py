@@ -426,8 +426,8 @@ class FloatNet:
         from lnsdeploy.emulator.ort import float_session
 
         self.model = model
-        self.input = model.graph.input[0].name
-        self.output = model.graph.output[0].name
+        self.input = str(model.graph.input[0].name)
+        self.output = str(model.graph.output[0].name)
         types = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.value_info, *model.graph.output)}
         self.names = [
             name

@@ -507,6 +507,8 @@ def _failed(draft: _Draft, step: str, error: Exception) -> BadFileError:
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if isinstance(error, MemoryError) or "bad_alloc" in text:
+        raise MemoryError(text)
     return BadFileError(f"{draft.where}: {step}: {text[:300]}")
 
 
@@ -577,7 +579,7 @@ def _choose_output(draft: _Draft, wanted: str | None) -> None:
     else:
         raise UnsupportedError(
             f"{draft.where}: has the outputs {', '.join(map(_short, outputs))}; an LNS model has one: choose it with "
-            "--output NAME"
+            "--model-output NAME"
         )
     for index in reversed(range(len(outputs))):
         if outputs[index] != kept:
