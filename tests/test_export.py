@@ -539,7 +539,8 @@ def test_command(file, capsys):
     made, recipe, page = file / "net.lns.onnx", file / "r.toml", file / "page"
     status, out, err = command(
         capsys, "export", file / "net.onnx", "-o", made, "--bits", 8, "--gamma", 8, "--calibration", file / "x.npz",
-        "--json", "--budget", 6, "--save-recipe", recipe, "--report", page, "--method", "lsq", "--min-sqnr", 5, "--max-drop", 100,
+        "--json", "--budget", 6, "--save-recipe", recipe, "--report", page, "--method", "lsq",
+        "--min-sqnr", 5, "--max-drop", 100,
     )  # fmt: skip
     assert (status, err) == (0, "")
     data = json.loads(out)

@@ -173,14 +173,16 @@ def _chart(points: Sequence[tuple[str, float | None]], top: float) -> str:
         y = height - bottom - level * up
         parts.append(f'<path d="M{left:.0f} {y:.1f}H{width - 8:.0f}" stroke="var(--grid)"/>')
         parts.append(
-            f'<text x="{left - 8:.0f}" y="{y + 4:.1f}" text-anchor="end" font-size="12" fill="var(--soft)">{level}</text>'
+            f'<text x="{left - 8:.0f}" y="{y + 4:.1f}" text-anchor="end" font-size="12" fill="var(--soft)">'
+            f"{level}</text>"
         )
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     parts.append(f'<polyline points="{line}" fill="none" stroke="#0072B2" stroke-width="1.5"/>')
     radius = 3 if len(places) < 120 else 1.5
     parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="#0072B2"/>' for x, y in places]
     parts.append(
-        f'<text x="{(left + width) / 2:.0f}" y="{height - 4:.0f}" text-anchor="middle" font-size="12" fill="var(--soft)">'
+        f'<text x="{(left + width) / 2:.0f}" y="{height - 4:.0f}" text-anchor="middle" font-size="12" '
+        'fill="var(--soft)">'
         "operations, from the input to the output</text></svg>"
     )
     return "".join(parts)
