@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lnsdeploy.emulator.artifact import Artifact
     from lnsdeploy.emulator.executor import Executor
     from lnsdeploy.evaluation.shards import Shards
+    from lnsdeploy.exporters.calibration import Inputs
     from lnsdeploy.training.data import Dataset
 
 
@@ -148,12 +149,26 @@ def _open(source: Path, datapath: str | None, limit: int | None, data: str | Non
     return artifact
 
 
-def _dataset(artifact: Artifact, data: str | None, data_dir: Path | None) -> Dataset:
-    from lnsdeploy.training.data import load_data
+def _dataset(artifact: Artifact, data: str | None, data_dir: Path | None) -> Dataset | _Unlabelled:
+    """What a net is run on: a data set; or a file, a folder of pictures, or made-up inputs of its shape."""
+    from lnsdeploy.training.data import data_names, load_data
 
-    name = data or artifact.graph.metadata.get("data") or "digits"
-    folder = data_dir or artifact.graph.metadata.get("data_dir") or None
+    metadata = artifact.graph.metadata
+    name = data or metadata.get("data") or ("synthetic" if "calibration" in metadata else "digits")
+    if name not in data_names() and (name in ("synthetic", "folder") or Path(name).exists()):
+        from lnsdeploy.exporters.calibration import load_inputs
+
+        what = None if name == "synthetic" else data_dir if name == "folder" and data_dir else name
+        return _Unlabelled(load_inputs(what, artifact.graph.input_shape, names=(artifact.graph.input,)))
+    folder = data_dir or metadata.get("data_dir") or None
     return load_data(name, Path(folder) if folder else None)
+
+
+class _Unlabelled:
+    """Inputs in the place of a data set: labels only where a file has them."""
+
+    def __init__(self, inputs: Inputs):
+        self.name, self.test_x, self.train_x, self.test_y = inputs.source, inputs.x, inputs.x, inputs.labels
 
 
 @cli.command()
@@ -201,6 +216,9 @@ def _dataset(artifact: Artifact, data: str | None, data_dir: Path | None) -> Dat
     "--sample", type=click.IntRange(1), default=None, help="Inputs to place accumulators on; 64, or 16 [net]."
 )
 @click.option("--evaluate-on", type=click.IntRange(1), default=None, help="Inputs to measure on, at most; 64. [net]")
+@click.option(
+    "--pack/--no-pack", default=True, help="Weights of up to 4 bits two to a byte: for ONNX Runtime from 1.23 on."
+)
 @click.option("--report", "page", type=click.Path(path_type=Path), default=None, help="Write a page there. [net]")
 @click.option("--layers", "show_layers", is_flag=True, help="Also show every layer. [net]")
 @click.option("--min-sqnr", type=float, default=None, metavar="DB", help="Exit status 1 below it. [net]")
@@ -238,7 +256,7 @@ def export(ctx: click.Context, /, source: str, output: Path, as_json: bool, **op
 
 
 # Options of `export` that a run directory takes.
-_OF_RUNS = ("source", "output", "datapath", "sample", "data_dir", "as_json")
+_OF_RUNS = ("source", "output", "datapath", "sample", "data_dir", "pack", "as_json")
 
 
 def _export_run(run: Path, output: Path, as_json: bool, options: dict[str, Any]) -> None:
@@ -247,7 +265,7 @@ def _export_run(run: Path, output: Path, as_json: bool, options: dict[str, Any])
     exported = lower_run(
         run, datapath=options["datapath"], sample=options["sample"] or 64, data_dir=options["data_dir"]
     )
-    summary = exported.save(output)
+    summary = exported.save(output, pack=options["pack"])
     if as_json:
         _print_json(summary)
     else:
@@ -295,7 +313,9 @@ def _steps() -> Iterator[Callable[[str, int, int], None]]:
 @cli.command()
 @click.argument("source", required=False)
 @click.option("--model", "named", default=None, metavar="NAME", help="The same as SOURCE.")
-@click.option("--data", default=None, help="Data set; by default the one the net was trained on, or synthetic.")
+@click.option(
+    "--data", default=None, help="Data set, .npz file or folder; by default what the net was made with, or synthetic."
+)
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), default=None, help="Folder or file of a data set that is files."
 )
@@ -380,7 +400,7 @@ def _emulate_exported(source: str, shards: Shards, **options: Any) -> None:
     executor = options["executor"] or fastest()
     data, data_dir, limit = options["data"], options["data_dir"], options["limit"]
 
-    def prepare() -> tuple[Artifact, Executor, Dataset]:
+    def prepare() -> tuple[Artifact, Executor, Dataset | _Unlabelled]:
         engine = get_executor(executor)
         if not Path(source).exists() and not source.endswith(".onnx"):
             raise BadFileError(f"cannot read {source}: no such file; a torch model is named as in timm:{source}")
@@ -389,7 +409,7 @@ def _emulate_exported(source: str, shards: Shards, **options: Any) -> None:
         return artifact, engine, _dataset(artifact, data, data_dir)
 
     artifact, engine, dataset = shards.together(prepare)
-    x, y = dataset.test_x[:limit], dataset.test_y[:limit]
+    x, y = dataset.test_x[:limit], None if dataset.test_y is None else dataset.test_y[:limit]
     with _progress("samples", len(x)) if shards.is_first else nullcontext() as advance:
         result = emulate_exported(artifact, engine, x, y, batch=options["batch"] or 64, shards=shards, progress=advance)
     if result is None:
@@ -399,8 +419,9 @@ def _emulate_exported(source: str, shards: Shards, **options: Any) -> None:
     if options["as_json"]:
         _print_json(result.to_dict())
         return
+    reached = "no labels" if result.accuracy is None else f"accuracy {100 * result.accuracy:.2f} %"
     click.echo(
-        f"accuracy {100 * result.accuracy:.2f} % on {result.samples} samples of {dataset.name}, "
+        f"{reached} on {result.samples} samples of {dataset.name}, "
         f"datapath {artifact.graph.datapath.name} ({artifact.graph.datapath.fingerprint}), "
         f"executor {executor}, {result.macs} MACs in {result.seconds:.2f} s"
     )

@@ -133,7 +133,7 @@ def build(
     """The ONNX form of a net.
 
     Args:
-        pack: store weights of up to 4 bits two to a byte; ONNX Runtime reads such models from 1.PACKED on.
+        pack: store weights of up to 4 bits two to a byte; ONNX Runtime reads such models from 1.23 on.
 
     Raises:
         UnsupportedError: a part of it has no ONNX form (formats over 16 bits).

@@ -8,7 +8,7 @@ the float32 number itself, so no logarithm is taken and every platform counts th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,7 @@ class Inputs:
         x: float32 [n, …].
         labels: int64 [n], or None.
         synthetic: whether they were made up.
+        data: the data set that they are of, if they are of one.
     """
 
     name: str
@@ -151,6 +152,7 @@ class Inputs:
     x: Floats
     labels: npt.NDArray[np.int64] | None = None
     synthetic: bool = False
+    data: str = ""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -163,7 +165,7 @@ class Inputs:
     def part(self, first: int, last: int | None) -> Inputs:
         """Some of them."""
         labels = None if self.labels is None else self.labels[first:last]
-        return Inputs(self.name, self.source, self.x[first:last], labels, self.synthetic)
+        return replace(self, x=self.x[first:last], labels=labels)
 
 
 @dataclass(frozen=True)
@@ -334,12 +336,8 @@ def _data_set(name: str, shape: tuple[int, ...], split: str, data_dir: Path | No
     if x.shape[1:] != shape[1:] and int(np.prod(x.shape[1:])) == int(np.prod(shape[1:])):
         x = x.reshape(len(x), *shape[1:])
     made = _fitting(x, shape, f"the images of {name}", limit)
-    return Inputs(
-        name,
-        f"{len(made)} {split}ing images of {name}" if split == "train" else f"{len(made)} test images of {name}",
-        made,
-        y[:limit],
-    )
+    kind = "training" if split == "train" else "test"
+    return Inputs(name, f"{len(made)} {kind} images of {name}", made, y[:limit], data=name)
 
 
 def _iterable(what: Any, shape: tuple[int, ...], limit: int | None) -> Inputs:

@@ -99,6 +99,7 @@ def _options(given: Mapping[str, Any]) -> ExportOptions:
         if given[name] is not None:
             check_choice(name.replace("_", " "), given[name], METHODS)
             fields[name] = given[name]
+    fields["pack"] = given["pack"]
     if given["per_tensor"]:
         fields["per_channel"] = False
     if given["input_shape"] is not None:

@@ -51,6 +51,7 @@ class ExportOptions:
         budget: average bits of a weight (up to 16), or bytes of all words (above): layers get widths accordingly.
         widths: that a budget may give.
         input_shape, output: of the model, where it does not say; see :class:`~.source.ReadOptions`.
+        pack: store weights of up to 4 bits two to a byte (ONNX Runtime 1.23 or later reads such).
         seed: of made-up inputs.
         evaluate_on: inputs for fidelity, at most.
     """
@@ -73,6 +74,7 @@ class ExportOptions:
     widths: tuple[int, ...] = (4, 5, 6, 8)
     input_shape: tuple[int, ...] | None = None
     output: str | None = None
+    pack: bool = True
     seed: int = 0
     evaluate_on: int = HELD_OUT
 
@@ -105,6 +107,7 @@ class Result:
         synthetic: whether these were made up.
         recipe: the formats by layer that a budget led to, or that were given; None where all are alike.
         sensitivity: of a budget: each layer's damage by width; empty without.
+        packed: whether weights of up to 4 bits are stored two to a byte.
         seconds: by step: read, calibrate, budget, lower, fidelity.
         peak_bytes: the most memory that this process had.
     """
@@ -119,6 +122,7 @@ class Result:
     seconds: dict[str, float]
     peak_bytes: int
     sensitivity: dict[str, dict[int, float]] = field(default_factory=dict)
+    packed: bool = True
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the LNS ONNX file, checked by onnx, atomically."""
@@ -142,7 +146,7 @@ class Result:
         words = [node.words for node in self.artifact.graph.nodes if isinstance(node, (g.Conv, g.Gemm))]
         plans = [node.plan for node in self.artifact.graph.nodes if isinstance(node, (g.Conv, g.Gemm))]
         bits = sum(w.size * plan.weight.bits for w, plan in zip(words, plans, strict=True))
-        stored = sum(stored_bytes(w.size, plan.weight.bits) for w, plan in zip(words, plans, strict=True))
+        stored = sum(stored_bytes(w.size, plan.weight.bits, self.packed) for w, plan in zip(words, plans, strict=True))
         count = sum(w.size for w in words)
         return {
             "float_bytes": self.source.float_bytes,
@@ -184,9 +188,9 @@ class Result:
         }
 
 
-def stored_bytes(count: int, bits: int) -> int:
-    """Bytes of words in ONNX's types: two to a byte up to 4 bits, else one or two bytes each."""
-    return -(-count // 2) if bits <= 4 else count if bits <= 8 else 2 * count
+def stored_bytes(count: int, bits: int, packed: bool = True) -> int:
+    """Bytes of words in ONNX's types: two to a byte up to 4 bits if `packed`, else one or two bytes each."""
+    return -(-count // 2) if bits <= 4 and packed else count if bits <= 8 else 2 * count
 
 
 def export(
@@ -254,7 +258,7 @@ def export(
         recipe, sensitivity = found.recipe, found.sensitivity
         clock.step("budget")
     lowered = _lower(read, inputs, batch, statistics, datapath, recipe, chosen, tell)
-    made = _artifact(lowered, read)
+    made = _artifact(lowered, read, chosen.pack)
     clock.step("lower")
     fidelity = measure(
         made,
@@ -276,6 +280,7 @@ def export(
         seconds=clock.seconds,
         peak_bytes=peak_bytes(),
         sensitivity=sensitivity,
+        packed=chosen.pack,
     )
 
 
@@ -342,6 +347,9 @@ def _lower(
     }
     if recipe is not None:
         metadata["recipe"] = recipe.to_toml()
+    if inputs.data:
+        # what `emulate` and `verify` run it on by default
+        metadata["data"] = inputs.data
     return lower(
         read.model,
         inputs.x[:sample],
@@ -362,7 +370,7 @@ def _lower(
     )
 
 
-def _artifact(lowered: Lowered, read: Source) -> artifacts.Artifact:
+def _artifact(lowered: Lowered, read: Source, pack: bool) -> artifacts.Artifact:
     from lnsdeploy.exporters.export import node_macs
 
     return artifacts.build(
@@ -371,6 +379,7 @@ def _artifact(lowered: Lowered, read: Source) -> artifacts.Artifact:
         coverage=lowered.coverage,
         float_ops=lowered.float_ops,
         where=read.name,
+        pack=pack,
     )
 
 

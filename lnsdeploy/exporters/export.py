@@ -35,19 +35,20 @@ class Exported:
     lowered: Lowered
     seconds: float
 
-    def artifact(self, where: str = "net") -> artifacts.Artifact:
-        """The net with its ONNX form."""
+    def artifact(self, where: str = "net", *, pack: bool = True) -> artifacts.Artifact:
+        """The net with its ONNX form; `pack` as in :func:`lnsdeploy.emulator.artifact.build`."""
         return artifacts.build(
             self.lowered.graph,
             node_macs(self.lowered.graph),
             coverage=self.lowered.coverage,
             float_ops=self.lowered.float_ops,
             where=where,
+            pack=pack,
         )
 
-    def save(self, path: Path) -> dict[str, Any]:
+    def save(self, path: Path, *, pack: bool = True) -> dict[str, Any]:
         """Write the LNS ONNX file; returns what the command line prints."""
-        made = self.artifact(str(path))
+        made = self.artifact(str(path), pack=pack)
         _check(made)
         made.save(path)
         datapath = made.graph.datapath

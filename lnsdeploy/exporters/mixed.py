@@ -160,7 +160,13 @@ def choose_widths(
     assert options.budget is not None
     widths = sorted(set(options.widths))
     _, activation = options.formats
-    cost = _bits if options.budget <= MOST_BITS else _bytes
+
+    def stored(count: int, bits: int) -> int:
+        from lnsdeploy.exporters.convert import stored_bytes
+
+        return stored_bytes(count, bits, options.pack)
+
+    cost = _bits if options.budget <= MOST_BITS else stored
     total = options.budget * (sum(layer.count for layer in layers) if cost is _bits else 1)
     least = sum(cost(layer.count, widths[0]) for layer in layers)
     if least > total:
@@ -204,12 +210,6 @@ def choose_widths(
 
 def _bits(count: int, bits: int) -> int:
     return count * bits
-
-
-def _bytes(count: int, bits: int) -> int:
-    from lnsdeploy.exporters.convert import stored_bytes
-
-    return stored_bytes(count, bits)
 
 
 def greedy(

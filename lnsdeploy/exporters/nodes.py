@@ -217,12 +217,12 @@ def _packed(tensor: TensorProto) -> TensorProto:
 
 def is_packed(model: ModelProto) -> bool:
     """Whether a model stores weights of up to 4 bits two to a byte."""
-    return any(tensor.data_type == TensorProto.UINT4 for tensor in model.graph.initializer)
+    return any(int(tensor.data_type) == int(TensorProto.UINT4) for tensor in model.graph.initializer)
 
 
 def is_unpacking(node: NodeProto) -> bool:
     """Whether a node is the Cast that unpacks weights."""
-    return node.domain == "" and node.op_type == "Cast" and node.input[0] == node.output[0] + _PACKED
+    return bool(node.domain == "" and node.op_type == "Cast" and node.input[0] == node.output[0] + _PACKED)
 
 
 def unpack(model: ModelProto, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
