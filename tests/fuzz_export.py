@@ -3,7 +3,8 @@
     python tests/fuzz_export.py --count 500
 
 Mutations are of bytes (flipped, cut, inserted, repeated) and of structure (cycles, missing and lying initializers,
-shapes without measure, data outside of the folder, other operators and attributes). The seeds are the light nets of the onnx
+shapes without measure, data outside of the folder, other operators and attributes). The seeds are the light
+nets of the onnx
 package and small nets of every kind. Children with limits of memory and time do the work; a seed that fails is run by
 itself with --show.
 """
@@ -38,7 +39,8 @@ from lnsdeploy.errors import BadFileError, LNSError
 HUGE = (1 << 62, 1 << 31, (1 << 31) - 1, 1 << 40, -1, 0, -(1 << 63))
 OPERATORS = (
     "Conv", "Gemm", "MatMul", "Relu", "Add", "Mul", "Reshape", "Transpose", "Concat", "MaxPool", "AveragePool",
-    "Softmax", "Slice", "Gather", "Expand", "Tile", "Pad", "Resize", "Loop", "If", "Scan", "BatchNormalization", "ConstantOfShape",
+    "Softmax", "Slice", "Gather", "Expand", "Tile", "Pad", "Resize", "Loop", "If", "Scan", "BatchNormalization",
+    "ConstantOfShape",
     "Range", "QuantizeLinear", "LSTM", "NoSuchOperator", "Split", "Squeeze", "LayerNormalization", "ConvTranspose",
 )  # fmt: skip
 # Light nets that are small enough to be run hundreds of times.

@@ -329,8 +329,8 @@ def _refuse_operators(nodes: Iterable[Any], where: str, local: set[tuple[str, st
             )
         if node.domain not in _PLAIN_DOMAINS and (node.domain, node.op_type) not in local:
             raise UnsupportedError(
-                f"{told} is a {_short(f'{node.domain}.{node.op_type}')[1:-1]}, which is no ONNX operator; export the model "
-                "without operators of other domains (and before any optimisation by ONNX Runtime)"
+                f"{told} is a {_short(f'{node.domain}.{node.op_type}')[1:-1]}, which is no ONNX operator; export the "
+                "model without operators of other domains (and before any optimisation by ONNX Runtime)"
             )
 
 
