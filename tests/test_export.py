@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import lnsdeploy
 from lnsdeploy.cli import _run
+from lnsdeploy.emulator import artifact as artifacts
 from lnsdeploy.emulator.compare import compare
 from lnsdeploy.emulator.executor import get_executor
 from lnsdeploy.errors import BadFileError, BadTypeError, BadValueError, CheckFailedError, LNSError, UnsupportedError
@@ -599,3 +600,81 @@ def test_checks():
         result.fidelity.require(min_sqnr=200)
     with pytest.raises(CheckFailedError, match="agreement"):
         result.fidelity.require(max_drop=-1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Packed words
+
+
+def packed_and_plain(images):
+    result = export(net(2), images, bits=8, gamma=8, weight=LNSFormat(4, 2))
+    graph, macs = result.artifact.graph, result.artifact.macs
+    return result, [artifacts.build(graph, macs, pack=pack) for pack in (True, False)]
+
+
+def test_packed_weights_are_the_same_words(images):
+    result, (packed, plain) = packed_and_plain(images)
+    model = onnx.load_model_from_string(packed.data)
+    onnx.checker.check_model(model, full_check=True)
+    narrow = [t for t in model.graph.initializer if t.data_type == TensorProto.UINT4]
+    assert len(narrow) == sum(bool(getattr(n, "words", None) is not None) for n in packed.graph.nodes)
+    assert result.sizes()["word_bytes"] == sum(len(t.raw_data) for t in narrow)
+    assert len(packed.data) < len(plain.data) + 200 * len(narrow)
+    again, other = (artifacts.read_artifact(a.data, where="m") for a in (packed, plain))
+    for a, b in zip(again.graph.nodes, other.graph.nodes, strict=True):
+        if getattr(a, "words", None) is not None:
+            np.testing.assert_array_equal(a.words, b.words)
+            assert a.words.dtype == b.words.dtype == np.uint8
+    engines = [get_executor(name) for name in ("reference", "ort", "ort-functions", "torch")]
+    assert compare(engines, again, images[:2]).equal
+    assert compare(engines, other, images[:2]).equal
+
+
+def test_a_packed_weight_that_was_changed_is_another_net(images):
+    """No table of the datapath tells a weight: it is read as it stands, and stays in its format."""
+    _, (packed, _) = packed_and_plain(images)
+    model = onnx.load_model_from_string(packed.data)
+    tensor = next(t for t in model.graph.initializer if t.data_type == TensorProto.UINT4)
+    tensor.raw_data = bytes([tensor.raw_data[0] ^ 0x10]) + tensor.raw_data[1:]
+    changed = artifacts.read_artifact(model.SerializeToString(), where="m")
+    name = tensor.name.removesuffix(".packed").removesuffix(".weight")
+    before, after = (next(n for n in a.graph.nodes if n.name == name) for a in (packed, changed))
+    assert (before.words.reshape(-1) != after.words.reshape(-1)).nonzero()[0].tolist() == [1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What runs an exported net
+
+
+def test_emulate_and_verify_without_a_data_set(file, capsys):
+    made = file / "plain.onnx"
+    assert command(capsys, "export", file / "net.onnx", "-o", made)[0] == 0
+    status, out, _ = command(capsys, "emulate", made, "--executor", "torch", "--limit", 3, "--json")
+    assert status == 0
+    assert json.loads(out)["accuracy"] is None
+    status, out, _ = command(capsys, "emulate", made, "--data", file / "x.npz", "--executor", "ort", "--json")
+    assert json.loads(out)["accuracy"] is not None
+    assert json.loads(out)["samples"] == 24
+    status, out, _ = command(capsys, "verify", made, "--limit", 2, "--executors", "reference,torch,ort")
+    assert status == 0
+    assert "equal" in out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def test_page_shows_names_as_text(images):
+    from lnsdeploy.studies.fidelity import render_fidelity
+
+    hostile_name = "</script><script>alert(1)</script>"
+    data = export(net(2), images).to_dict() | {"sensitivity": {hostile_name: {"4": 10.0}}, "command": hostile_name}
+    data["fidelity"]["layers"][0]["name"] = hostile_name
+    data["float_ops"] = [hostile_name]
+    html = render_fidelity(data, title=hostile_name)
+    assert "<script>alert" not in html
+    assert html.count("&lt;script&gt;alert(1)") >= 5
+    assert "default-src" in html
+    assert html == render_fidelity(data, title=hostile_name)
+    with pytest.raises(BadValueError):
+        render_fidelity({"fidelity": {}})
