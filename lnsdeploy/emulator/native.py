@@ -376,8 +376,10 @@ class NativeDot:
     def __del__(self) -> None:
         # at interpreter exit the library may be gone already
         if getattr(self, "_handle", None):
-            with suppress(Exception):
+            try:  # noqa: SIM105 (and `suppress` with it)
                 _library().lns_dot_destroy(self._handle)
+            except Exception:
+                pass
 
     @property
     def kernel(self) -> str:
