@@ -770,6 +770,7 @@ def _with_back(model: Any, tensors: list[Any]) -> None:
 def _fold(draft: _Draft) -> None:
     """Fold constants and shapes, and leave out what does nothing."""
     import logging
+    import warnings
 
     from onnxscript import optimizer
 
@@ -779,9 +780,12 @@ def _fold(draft: _Draft) -> None:
     _make_constants(draft)
     limit = 1 << 28
     try:
-        draft.model = optimizer.optimize(
-            draft.model, input_size_limit=limit, output_size_limit=limit, onnx_shape_inference=True, inline=True
-        )
+        with warnings.catch_warnings():
+            # of numbers that overflow, which the net's own tensors will show
+            warnings.simplefilter("ignore")
+            draft.model = optimizer.optimize(
+                draft.model, input_size_limit=limit, output_size_limit=limit, onnx_shape_inference=True, inline=True
+            )
     except Exception as error:  # as above
         raise _failed(draft, "its constants cannot be folded", error) from error
 
