@@ -16,6 +16,7 @@ from lnsdeploy.datapath import Datapath, for_format, load_datapath
 from lnsdeploy.emulator import artifact as artifacts
 from lnsdeploy.emulator import graph as g
 from lnsdeploy.emulator import reference
+from lnsdeploy.emulator.executor import fastest, get_executor
 from lnsdeploy.emulator.plan import Counts
 from lnsdeploy.errors import BadValueError, MissingDependencyError, UnsupportedError
 from lnsdeploy.exporters import placement
@@ -75,7 +76,7 @@ def node_macs(graph: g.LNSGraph) -> dict[str, int]:
     """Multiply-accumulate operations per input, by node."""
     records: dict[str, g.LayerRecord] = {}
     zeros = np.zeros((1, *graph.input_shape[1:]), dtype=np.float32)
-    g.run_reference(graph, zeros, records)
+    get_executor(fastest()).run(artifacts.Artifact(graph, b"", "net", {}), zeros, records=records)
     return {name: record.macs for name, record in records.items() if record.macs}
 
 
