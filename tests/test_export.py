@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -678,3 +681,20 @@ def test_page_shows_names_as_text(images):
     assert html == render_fidelity(data, title=hostile_name)
     with pytest.raises(BadValueError):
         render_fidelity({"fidelity": {}})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The example
+
+
+def test_a_net_of_plain_torch_keeps_its_accuracy():
+    """8-bit words without any training, on the digits: within half a point."""
+    example = Path(__file__).parent.parent / "examples" / "torch_to_lns.py"
+    done = subprocess.run(
+        [sys.executable, example, "--epochs", "8", "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["inputs"] == 360
+    assert told["accuracy_float"] > 0.95
+    assert told["accuracy_lns"] >= told["accuracy_float"] - 0.005
