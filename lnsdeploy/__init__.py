@@ -26,6 +26,7 @@ _HOME = {
     "compare": "emulator.compare",
     "get_executor": "emulator.executor",
     "emulate": "emulator.mode",
+    "export": "exporters.convert",
     "Recipe": "recipe",
     "load_recipe": "recipe",
     "register": "emulator.ort",
@@ -47,6 +48,7 @@ __all__ = [
     "decode",
     "emulate",
     "encode",
+    "export",
     "get_executor",
     "load_artifact",
     "load_datapath",
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from lnsdeploy.emulator.mode import emulate
     from lnsdeploy.emulator.ort import register
     from lnsdeploy.errors import LNSError
+    from lnsdeploy.exporters.convert import export
     from lnsdeploy.formats import LNSFormat, LNSTensor, calibrate, decode, encode
     from lnsdeploy.recipe import Recipe, load_recipe
 

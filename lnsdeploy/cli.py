@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lnsdeploy.emulator.artifact import Artifact
     from lnsdeploy.emulator.executor import Executor
     from lnsdeploy.evaluation.shards import Shards
+    from lnsdeploy.exporters.calibration import Inputs
     from lnsdeploy.training.data import Dataset
 
 
@@ -293,32 +294,123 @@ def _open(source: Path, datapath: str | None, limit: int | None, data: str | Non
     return artifact
 
 
-def _dataset(artifact: Artifact, data: str | None, data_dir: Path | None) -> Dataset:
-    from lnsdeploy.training.data import load_data
+def _dataset(artifact: Artifact, data: str | None, data_dir: Path | None) -> Dataset | _Unlabelled:
+    """What a net is run on: a data set; or a file, a folder of pictures, or made-up inputs of its shape."""
+    from lnsdeploy.training.data import data_names, load_data
 
-    name = data or artifact.graph.metadata.get("data") or "digits"
-    folder = data_dir or artifact.graph.metadata.get("data_dir") or None
+    metadata = artifact.graph.metadata
+    name = data or metadata.get("data") or ("synthetic" if "calibration" in metadata else "digits")
+    if name not in data_names() and (name in ("synthetic", "folder") or Path(name).exists()):
+        from lnsdeploy.exporters.calibration import load_inputs
+
+        what = None if name == "synthetic" else data_dir if name == "folder" and data_dir else name
+        return _Unlabelled(load_inputs(what, artifact.graph.input_shape, names=(artifact.graph.input,)))
+    folder = data_dir or metadata.get("data_dir") or None
     return load_data(name, Path(folder) if folder else None)
 
 
+class _Unlabelled:
+    """Inputs in the place of a data set: labels only where a file has them."""
+
+    def __init__(self, inputs: Inputs):
+        self.name, self.test_x, self.train_x, self.test_y = inputs.source, inputs.x, inputs.x, inputs.labels
+
+
 @cli.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The LNS ONNX file to write.")
-@click.option("--datapath", default=None, help="Name or TOML file; by default one that fits the net's formats.")
-@click.option("--sample", type=click.IntRange(1), default=64, show_default=True, help="Inputs to calibrate on.")
+@click.option("--bits", type=click.IntRange(2, 16), default=None, help="Width of words; 8 by default. [net]")
+@click.option("--gamma", type=click.IntRange(1), default=None, help="Codes per octave; by default one that fits. [net]")
+@click.option("--weights-format", metavar="BITS:GAMMA", default=None, help="Format of weights, if another. [net]")
+@click.option("--activations-format", metavar="BITS:GAMMA", default=None, help="Format of activations. [net]")
+@click.option("--datapath", default=None, help="Name or TOML file; by default one that fits the formats.")
+@click.option("--recipe", type=click.Path(path_type=Path), default=None, help="TOML with formats per layer. [net]")
+@click.option(
+    "--calibration",
+    default=None,
+    metavar="FILE|FOLDER|DATA",
+    help="Inputs: .npz, .npy, a folder of pictures, or a data set; made up where left out. [net]",
+)
+@click.option("--evaluation", default=None, metavar="FILE|FOLDER|DATA", help="Others to measure on. [net]")
+@click.option("--method", default=None, metavar="absmax|percentile|lsq", help="Calibration of activations. [net]")
+@click.option("--weight-method", default=None, metavar="absmax|percentile|lsq", help="Of weights. [net]")
+@click.option("--percentile", type=click.FloatRange(0, 100, min_open=True), default=None, help="99.99. [net]")
+@click.option("--per-tensor", is_flag=True, help="One offset a weight, not one an output channel. [net]")
+@click.option(
+    "--correct-bias/--no-correct-bias",
+    "correct_bias",
+    default=None,
+    help="Correct biases by the sample's mean error; where inputs are not made up. [net]",
+)
+@click.option(
+    "--budget",
+    default=None,
+    metavar="BITS|BYTES",
+    help="Average bits of a weight, or size as 3.5MB: mixed widths. [net]",
+)
+@click.option("--widths", default=None, metavar="4,5,6,8", help="Widths that a budget may give. [net]")
+@click.option("--save-recipe", type=click.Path(path_type=Path), default=None, help="Write what it gave. [net]")
+@click.option("--input-shape", default=None, metavar="1,3,224,224", help="Where the model leaves it open. [net]")
+@click.option("--model-output", default=None, metavar="NAME", help="Of several outputs, the one to keep. [net]")
+@click.option("--mean", default=None, metavar="NUMBERS", help="Of pictures in a folder: 0 by default. [net]")
+@click.option("--std", default=None, metavar="NUMBERS", help="Of pictures in a folder: 1 by default. [net]")
+@click.option("--weights", default=None, metavar="pretrained|random|FILE", help="Of a torch model. [net]")
+@click.option("--image-size", type=click.IntRange(1, 4096), default=None, help="Of a torch model. [net]")
+@click.option("--seed", type=click.IntRange(0), default=None, help="Of what is made up. [net]")
+@click.option(
+    "--sample", type=click.IntRange(1), default=None, help="Inputs to place accumulators on; 64, or 16 [net]."
+)
+@click.option("--evaluate-on", type=click.IntRange(1), default=None, help="Inputs to measure on, at most; 64. [net]")
+@click.option(
+    "--pack/--no-pack", default=True, help="Weights of up to 4 bits two to a byte: for ONNX Runtime from 1.23 on."
+)
+@click.option("--report", "page", type=click.Path(path_type=Path), default=None, help="Write a page there. [net]")
+@click.option("--layers", "show_layers", is_flag=True, help="Also show every layer. [net]")
+@click.option("--min-sqnr", type=float, default=None, metavar="DB", help="Exit status 1 below it. [net]")
+@click.option(
+    "--max-drop", type=float, default=None, metavar="POINTS", help="Exit status 1 if more accuracy is lost. [net]"
+)
 @_data_dir
 @_json
-def export(run: Path, output: Path, datapath: str | None, sample: int, data_dir: Path | None, as_json: bool) -> None:
-    """Lower a trained run to an LNS ONNX model.
+@click.pass_context
+def export(ctx: click.Context, /, source: str, output: Path, as_json: bool, **options: Any) -> None:
+    """Turn any float net, or a trained run, into an LNS ONNX model.
+
+    SOURCE is a float ONNX file, a run directory, or the name of a torch model: timm:NAME, torchvision:NAME,
+    FILE.py:CALLABLE or PACKAGE.MODULE:CALLABLE. Options marked [net] are for float nets; a run brings its own.
+    The loss of accuracy is that of right answers where labels are known, else of agreement with the float net.
 
     \b
     Example:
       lnsdeploy export run -o m.onnx --datapath lns-madam-8
+      lnsdeploy export net.onnx -o net.lns.onnx --bits 8 --gamma 8 --calibration images.npz
+      lnsdeploy export net.onnx -o net.lns.onnx --budget 5.5 --calibration photos/ --report page --min-sqnr 20
+      lnsdeploy export timm:resnet18 -o r.onnx --bits 16 --gamma 1024 --json
     """
+    given = {
+        parameter.name: parameter.opts[0]
+        for parameter in ctx.command.params
+        if parameter.name and ctx.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
+    }
+    if Path(source).is_dir():
+        if wrong := [option for name, option in given.items() if name not in _OF_RUNS]:
+            raise click.UsageError(f"{wrong[0]} means nothing for a run directory, as {source!r} is taken for", ctx)
+        _export_run(Path(source), output, as_json, options)
+    else:
+        _export_net(source, output, as_json, options)
+
+
+# Options of `export` that a run directory takes.
+_OF_RUNS = ("source", "output", "datapath", "sample", "data_dir", "pack", "as_json")
+
+
+def _export_run(run: Path, output: Path, as_json: bool, options: dict[str, Any]) -> None:
     from lnsdeploy.exporters.export import lower_run
 
-    exported = lower_run(run, datapath=datapath, sample=sample, data_dir=data_dir)
-    summary = exported.save(output)
+    exported = lower_run(
+        run, datapath=options["datapath"], sample=options["sample"] or 64, data_dir=options["data_dir"]
+    )
+    summary = exported.save(output, pack=options["pack"])
     if as_json:
         _print_json(summary)
     else:
@@ -329,10 +421,46 @@ def export(run: Path, output: Path, datapath: str | None, sample: int, data_dir:
         )
 
 
+def _export_net(source: str, output: Path, as_json: bool, options: dict[str, Any]) -> None:
+    """`export` for a float net."""
+    from lnsdeploy.exporters.command import export_named, text_of
+
+    with _steps() as progress:
+        result = export_named(source, options, progress=progress)
+    result.save(output)
+    if options["save_recipe"] is not None:
+        result.save_recipe(options["save_recipe"])
+    pages = None
+    if options["page"] is not None:
+        from lnsdeploy.studies.fidelity import write_fidelity_page
+
+        pages = write_fidelity_page(result, options["page"], title=Path(source).name, command=_command_line())
+    if as_json:
+        _print_json(result.to_dict() | {"path": str(output)})
+    else:
+        click.echo(text_of(result, str(output), layers=options["show_layers"]))
+        if pages is not None:
+            click.echo(f"page: {pages['fidelity.html']}")
+    result.fidelity.require(min_sqnr=options["min_sqnr"], max_drop=options["max_drop"])
+
+
+@contextmanager
+def _steps() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress line on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda step, done, total: None
+        return
+    click.echo("reading the model", nl=False, err=True)
+    yield lambda step, done, total: click.echo(f"\r\033[K{step} {done}/{total}", nl=False, err=True)
+    click.echo("\r\033[K", nl=False, err=True)
+
+
 @cli.command()
 @click.argument("source", required=False)
 @click.option("--model", "named", default=None, metavar="NAME", help="The same as SOURCE.")
-@click.option("--data", default=None, help="Data set; by default the one the net was trained on, or synthetic.")
+@click.option(
+    "--data", default=None, help="Data set, .npz file or folder; by default what the net was made with, or synthetic."
+)
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), default=None, help="Folder or file of a data set that is files."
 )
@@ -417,7 +545,7 @@ def _emulate_exported(source: str, shards: Shards, **options: Any) -> None:
     executor = options["executor"] or fastest()
     data, data_dir, limit = options["data"], options["data_dir"], options["limit"]
 
-    def prepare() -> tuple[Artifact, Executor, Dataset]:
+    def prepare() -> tuple[Artifact, Executor, Dataset | _Unlabelled]:
         engine = get_executor(executor)
         if not Path(source).exists() and not source.endswith(".onnx"):
             raise BadFileError(f"cannot read {source}: no such file; a torch model is named as in timm:{source}")
@@ -426,7 +554,7 @@ def _emulate_exported(source: str, shards: Shards, **options: Any) -> None:
         return artifact, engine, _dataset(artifact, data, data_dir)
 
     artifact, engine, dataset = shards.together(prepare)
-    x, y = dataset.test_x[:limit], dataset.test_y[:limit]
+    x, y = dataset.test_x[:limit], None if dataset.test_y is None else dataset.test_y[:limit]
     with _progress("samples", len(x)) if shards.is_first else nullcontext() as advance:
         result = emulate_exported(artifact, engine, x, y, batch=options["batch"] or 64, shards=shards, progress=advance)
     if result is None:
@@ -436,8 +564,9 @@ def _emulate_exported(source: str, shards: Shards, **options: Any) -> None:
     if options["as_json"]:
         _print_json(result.to_dict())
         return
+    reached = "no labels" if result.accuracy is None else f"accuracy {100 * result.accuracy:.2f} %"
     click.echo(
-        f"accuracy {100 * result.accuracy:.2f} % on {result.samples} samples of {dataset.name}, "
+        f"{reached} on {result.samples} samples of {dataset.name}, "
         f"datapath {artifact.graph.datapath.name} ({artifact.graph.datapath.fingerprint}), "
         f"executor {executor}, {result.macs} MACs in {result.seconds:.2f} s"
     )

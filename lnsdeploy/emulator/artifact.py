@@ -128,18 +128,24 @@ def build(
     coverage: float = 1.0,
     float_ops: tuple[str, ...] = (),
     where: str = "net",
+    pack: bool = True,
 ) -> Artifact:
     """The ONNX form of a net.
+
+    Args:
+        pack: store weights of up to 4 bits two to a byte; ONNX Runtime reads such models from 1.23 on.
 
     Raises:
         UnsupportedError: a part of it has no ONNX form (formats over 16 bits).
         MissingDependencyError: the onnx package is not installed.
     """
-    data = to_model(graph, macs, coverage, float_ops).SerializeToString(deterministic=True)
+    data = to_model(graph, macs, coverage, float_ops, pack=pack).SerializeToString(deterministic=True)
     return Artifact(graph, data, where, dict(macs), coverage, float_ops)
 
 
-def to_model(graph: g.LNSGraph, macs: Mapping[str, int], coverage: float, float_ops: tuple[str, ...]) -> Any:
+def to_model(
+    graph: g.LNSGraph, macs: Mapping[str, int], coverage: float, float_ops: tuple[str, ...], *, pack: bool = True
+) -> Any:
     """onnx.ModelProto of a net; the same net gives the same bytes."""
     _onnx()
     from lnsdeploy.exporters.nodes import model_of
@@ -167,7 +173,7 @@ def to_model(graph: g.LNSGraph, macs: Mapping[str, int], coverage: float, float_
         f"{METADATA}.coverage": f"{coverage:.6f}",
         f"{METADATA}.graph": json.dumps(description, sort_keys=True, separators=(",", ":")),
     }
-    return model_of(graph, metadata)
+    return model_of(graph, metadata, pack=pack)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -222,6 +228,7 @@ def _parse(data: bytes, where: str) -> Any:
 
 def _interpret(model: Any, data: bytes, where: str) -> Artifact:
     from lnsdeploy.exporters.functions import DOMAIN
+    from lnsdeploy.exporters.nodes import is_unpacking, unpack
 
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if f"{METADATA}.graph" not in metadata:
@@ -247,11 +254,13 @@ def _interpret(model: Any, data: bytes, where: str) -> Artifact:
         str(name): g.TensorInfo(LNSFormat.parse(text), _int(offset))
         for name, (text, offset) in description["tensors"].items()
     }
-    arrays = _arrays(model)
+    arrays = unpack(model, _arrays(model))
     plans = description["plans"]
     nodes = []
     for proto in model.graph.node:
         if proto.domain == DOMAIN and proto.op_type in ("Encode", "Decode"):
+            continue
+        if is_unpacking(proto):
             continue
         nodes.append(_node(proto, arrays, plans, tensors, datapaths))
     macs = {str(name): _int(count) for name, count in description["macs"].items()}
@@ -320,8 +329,9 @@ def _check_against_plans(
     from onnx import numpy_helper
 
     from lnsdeploy.exporters.functions import DOMAIN
+    from lnsdeploy.exporters.nodes import is_packed
 
-    rebuilt = to_model(graph, macs, coverage, float_ops)
+    rebuilt = to_model(graph, macs, coverage, float_ops, pack=is_packed(model))
     if len(rebuilt.graph.node) != len(model.graph.node):
         raise BadFileError(f"{len(model.graph.node)} nodes, where its plans give {len(rebuilt.graph.node)}")
     for have, want in zip(model.graph.node, rebuilt.graph.node, strict=True):

@@ -250,7 +250,9 @@ class _TensorExecutor:
             x = g.check_input(x, graph.input_shape, graph.input)
             if np.isnan(x).any():
                 return graph.encode_input(x)  # which names the input
-            return functions.encode(torch.from_numpy(x).to(device), info.format, info.offset, graph.underflow)
+            return functions.encode(
+                torch.from_numpy(np.require(x, requirements="W")).to(device), info.format, info.offset, graph.underflow
+            )
 
         def show(name: str, words: Any) -> None:
             if visit:

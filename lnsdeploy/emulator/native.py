@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from functools import lru_cache
 from typing import Any
@@ -385,8 +385,10 @@ class NativeDot:
     def __del__(self) -> None:
         # at interpreter exit the library may be gone already
         if getattr(self, "_handle", None):
-            with suppress(Exception):
+            try:  # noqa: SIM105 (and `suppress` with it)
                 _library().lns_dot_destroy(self._handle)
+            except Exception:
+                pass
 
     @property
     def kernel(self) -> str:

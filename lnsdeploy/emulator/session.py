@@ -24,7 +24,7 @@ class Emulation:
     """The result of a run.
 
     Args:
-        accuracy: fraction of the samples whose largest output is the label's.
+        accuracy: fraction of the samples whose largest output is the label's; None without labels.
         samples: their number.
         executor: who ran it.
         datapath_name, fingerprint: the datapath of most layers.
@@ -36,7 +36,7 @@ class Emulation:
         words: the output words.
     """
 
-    accuracy: float
+    accuracy: float | None
     samples: int
     executor: str
     datapath_name: str
@@ -73,24 +73,25 @@ def emulate(
     artifact: Artifact,
     executor: Executor,
     x: npt.NDArray[Any],
-    labels: npt.NDArray[Any],
+    labels: npt.NDArray[Any] | None,
     *,
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> Emulation:
-    """Run a net over labelled inputs.
+    """Run a net over inputs.
 
     Args:
         x: float inputs [n, …].
-        labels: integers [n].
+        labels: integers [n], or None where nobody knows them.
         batch: inputs at a time; results do not depend on it.
         progress: called with the number of inputs done.
 
     Raises:
         BadValueError: no inputs, or as many labels as inputs are not there.
     """
-    if len(x) == 0 or len(x) != len(labels):
-        raise BadValueError(f"emulation needs labelled inputs, not {len(x)} inputs and {len(labels)} labels")
+    if len(x) == 0 or (labels is not None and len(x) != len(labels)):
+        count = "no" if labels is None else len(labels)
+        raise BadValueError(f"emulation needs inputs, and labels for each if any, not {len(x)} and {count} labels")
     x = np.ascontiguousarray(x, dtype=np.float32)
     records: dict[str, LayerRecord] = {}
     parts = []
@@ -104,7 +105,9 @@ def emulate(
     seconds = time.perf_counter() - start
     words = np.concatenate(parts)
     outputs = artifact.graph.decode_output(words)
-    right = int((outputs.reshape(len(x), -1).argmax(axis=1) == np.asarray(labels)).sum())
+    right = None
+    if labels is not None:
+        right = int((outputs.reshape(len(x), -1).argmax(axis=1) == np.asarray(labels)).sum())
     datapath = artifact.graph.datapath
     layers = [
         {
@@ -118,7 +121,7 @@ def emulate(
         for record in records.values()
     ]
     return Emulation(
-        accuracy=right / len(x),
+        accuracy=None if right is None else right / len(x),
         samples=len(x),
         executor=executor.name,
         datapath_name=datapath.name,

@@ -22,7 +22,7 @@ def emulate_exported(
     artifact: Artifact,
     executor: Executor,
     x: npt.NDArray[Any],
-    labels: npt.NDArray[Any],
+    labels: npt.NDArray[Any] | None,
     *,
     batch: int = 64,
     shards: Shards | None = None,
@@ -51,7 +51,8 @@ def emulate_exported(
     def run() -> Emulation | None:
         if not len(mine):
             return None
-        return emulate(artifact, executor, x[mine], labels[mine], batch=batch, progress=show)
+        own = None if labels is None else labels[mine]
+        return emulate(artifact, executor, x[mine], own, batch=batch, progress=show)
 
     told = shards.gather(shards.together(run))
     parts = [(share, part) for share, part in zip(shares, told, strict=False) if part is not None]
@@ -60,7 +61,9 @@ def emulate_exported(
     first = parts[0][1]
     return replace(
         first,
-        accuracy=round(sum(part.accuracy * part.samples for _, part in parts)) / len(x),
+        accuracy=None
+        if labels is None
+        else round(sum((part.accuracy or 0) * part.samples for _, part in parts)) / len(x),
         samples=len(x),
         macs=sum(part.macs for _, part in parts),
         seconds=max(part.seconds for _, part in parts),

@@ -16,6 +16,7 @@ from lnsdeploy.datapath import Datapath, for_format, load_datapath
 from lnsdeploy.emulator import artifact as artifacts
 from lnsdeploy.emulator import graph as g
 from lnsdeploy.emulator import reference
+from lnsdeploy.emulator.executor import fastest, get_executor
 from lnsdeploy.emulator.plan import Counts
 from lnsdeploy.errors import BadValueError, MissingDependencyError, UnsupportedError
 from lnsdeploy.exporters import placement
@@ -35,19 +36,20 @@ class Exported:
     lowered: Lowered
     seconds: float
 
-    def artifact(self, where: str = "net") -> artifacts.Artifact:
-        """The net with its ONNX form."""
+    def artifact(self, where: str = "net", *, pack: bool = True) -> artifacts.Artifact:
+        """The net with its ONNX form; `pack` as in :func:`lnsdeploy.emulator.artifact.build`."""
         return artifacts.build(
             self.lowered.graph,
             node_macs(self.lowered.graph),
             coverage=self.lowered.coverage,
             float_ops=self.lowered.float_ops,
             where=where,
+            pack=pack,
         )
 
-    def save(self, path: Path) -> dict[str, Any]:
+    def save(self, path: Path, *, pack: bool = True) -> dict[str, Any]:
         """Write the LNS ONNX file; returns what the command line prints."""
-        made = self.artifact(str(path))
+        made = self.artifact(str(path), pack=pack)
         _check(made)
         made.save(path)
         datapath = made.graph.datapath
@@ -74,7 +76,7 @@ def node_macs(graph: g.LNSGraph) -> dict[str, int]:
     """Multiply-accumulate operations per input, by node."""
     records: dict[str, g.LayerRecord] = {}
     zeros = np.zeros((1, *graph.input_shape[1:]), dtype=np.float32)
-    g.run_reference(graph, zeros, records)
+    get_executor(fastest()).run(artifacts.Artifact(graph, b"", "net", {}), zeros, records=records)
     return {name: record.macs for name, record in records.items() if record.macs}
 
 

@@ -21,7 +21,9 @@ from lnsdeploy.emulator import reference
 from lnsdeploy.emulator.plan import AddPlan, Counts, DotPlan, PoolPlan, RescalePlan, Window
 from lnsdeploy.errors import BadFileError, BadValueError, UnsupportedError
 from lnsdeploy.exporters import placement
+from lnsdeploy.exporters.calibration import Statistics
 from lnsdeploy.formats import LNSFormat, Method, Offset, Words, calibrate, decode, encode
+from lnsdeploy.recipe import LayerRecipe, Recipe
 
 Floats = npt.NDArray[np.float32]
 
@@ -81,6 +83,10 @@ class LowerOptions:
         per_channel: one offset per output channel of weights without a recorded one.
         headroom: octaves kept free above the largest partial sum of the sample.
         sample: inputs used to place accumulators, at most.
+        recipe: formats by layer, of layers without recorded ones; None for the datapath's.
+        statistics: magnitudes of the float net's tensors by name, over more inputs than lowering sees at once;
+            offsets follow from them where they are there, else from the inputs.
+        correct_bias: add to each layer's bias what the words of the sample lack on average, channel by channel.
     """
 
     datapath: Datapath
@@ -90,6 +96,9 @@ class LowerOptions:
     per_channel: bool = True
     headroom: float = 1.0
     sample: int = 64
+    recipe: Recipe | None = None
+    statistics: Mapping[str, Statistics] | None = None
+    correct_bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -503,10 +512,20 @@ class _Lowering:
                 continue
             # values that only a ReLU reads need no room for what it removes
             read = [n for n in names if n == self.net.output or any(r in readers for r in self.net.uses.get(n, []))]
-            joined = np.concatenate([self.values[n].reshape(-1) for n in read or names])
-            offset = calibrate(joined, fmt, method=self.options.method, percentile=self.options.percentile, name=root)
-            infos[root] = g.TensorInfo(fmt, int(offset))
+            infos[root] = g.TensorInfo(fmt, self.offset(read or names, fmt))
         return infos
+
+    def offset(self, names: list[str], fmt: LNSFormat) -> int:
+        """The offset for some tensors together: by what is known of them, or by the inputs at hand."""
+        known = self.options.statistics or {}
+        method, percentile = self.options.method, self.options.percentile
+        if all(name in known for name in names):
+            joined = known[names[0]]
+            for name in names[1:]:
+                joined = joined.joined(known[name])
+            return joined.offset(fmt, method, percentile)
+        values = np.concatenate([self.values[n].reshape(-1) for n in names])
+        return int(calibrate(values, fmt, method=method, percentile=percentile, name=names[0]))
 
     def info(self, name: str) -> g.TensorInfo:
         return self.class_info[self.class_of[name]]
@@ -518,8 +537,17 @@ class _Lowering:
         """Formats of weights and activations."""
         spec, datapath = self.spec(node), self.options.datapath
         if spec is None:
-            return datapath.weight, datapath.activation
+            found = self.recipe(node)
+            if found is None:
+                return datapath.weight, datapath.activation
+            return found.weight or datapath.weight, found.activation or datapath.activation
         return spec.weight or datapath.weight, spec.activation or datapath.activation
+
+    def recipe(self, node: _FloatNode) -> LayerRecipe | None:
+        """What the recipe says of a layer that has no recorded formats."""
+        if self.options.recipe is None:
+            return None
+        return self.options.recipe.for_layer(layer_name(node.weight_name, node.name), layer_types(node.op))
 
     # nodes
 
@@ -566,15 +594,19 @@ class _Lowering:
         assert node.weight is not None
         spec = self.spec(node)
         weight_format, activation = self.layer_formats(node)
-        base = load_datapath(spec.datapath) if spec is not None and spec.datapath else self.options.datapath
+        recipe = None if spec is not None else self.recipe(node)
+        own = spec.datapath if spec is not None else recipe.datapath if recipe is not None else None
+        base = load_datapath(own) if own else self.options.datapath
         datapath = base.with_formats(weight_format, activation)
         datapath = self.datapaths.setdefault(datapath.fingerprint, datapath)
         offset: Offset
         if spec is not None and spec.weight is not None:
             offset, axis = spec.weight_offset, spec.weight_axis
         else:
-            axis = 0 if self.options.per_channel else None
-            offset = calibrate(node.weight, weight_format, axis=axis, method=self.options.weight_method)
+            per_channel = self.options.per_channel if recipe is None else recipe.granularity == "channel"
+            method = self.options.weight_method if recipe is None else recipe.calibration
+            axis = 0 if per_channel else None
+            offset = calibrate(node.weight, weight_format, axis=axis, method=method)
         words = encode(node.weight, weight_format, offset, axis=axis, name=node.weight_name or node.name)
         if axis not in (None, 0):
             raise BadValueError(f"{node.name!r}: weights may have offsets per output channel only, not axis {axis}")
@@ -595,27 +627,42 @@ class _Lowering:
             else self._calibrated(node.output, made).offset,
         )
         plan = DotPlan(datapath, activation, weight_format, made, self.tensors[source].offset, offset, target.offset)
-        name = self.unique(node.weight_name.removesuffix(".weight") or node.name)
+        name = self.unique(layer_name(node.weight_name, node.name))
         output = self.unique(f"{node.output}_words")
-        bias = node.bias
-        lowered: g.Node
-        if node.op == "Conv":
-            assert node.window is not None
-            plan, integers = placement.place_convolution(
-                plan, self.words[source], words, bias, node.window, node.groups, self.options.headroom
-            )
-            lowered = g.Conv(name, (source,), output, words, integers, plan, node.window, node.groups)
-        else:
+
+        def placed(bias: npt.NDArray[np.float64] | None) -> g.Node:
+            if node.op == "Conv":
+                assert node.window is not None
+                made, integers = placement.place_convolution(
+                    plan, self.words[source], words, bias, node.window, node.groups, self.options.headroom
+                )
+                return g.Conv(name, (source,), output, words, integers, made, node.window, node.groups)
             x = self.words[source]
             rows = x.reshape(-1, x.shape[-1])
-            plan, integers = placement.place_dot(plan, rows, words, bias, self.options.headroom)
-            lowered = g.Gemm(name, (source,), output, words, integers, plan)
+            made, integers = placement.place_dot(plan, rows, words, bias, self.options.headroom)
+            return g.Gemm(name, (source,), output, words, integers, made)
+
+        lowered = placed(node.bias)
+        if self.options.correct_bias:
+            lacking = self._lacking(node, lowered, target)
+            lowered = placed(lacking if node.bias is None else node.bias + lacking)
         self.emit(lowered, target)
         self.finish(node.output, output, target)
 
+    def _lacking(self, node: _FloatNode, lowered: g.Node, target: g.TensorInfo) -> npt.NDArray[np.float64]:
+        """What the words of a layer's outputs lack on the sample's average, a channel: float64 [channels].
+
+        Layers before it are corrected already, so this is the error that is left, that of this layer's own words among
+        it (Nagel et al. 2019, empirical bias correction).
+        """
+        words = lowered.run([self.words[name] for name in lowered.inputs], Counts())
+        got = np.asarray(decode(words, target.format, target.offset, np.float64))
+        wanted = self.values[node.output][: len(got)].astype(np.float64)
+        axes = tuple(a for a in range(got.ndim) if a != (1 if node.op == "Conv" else got.ndim - 1))
+        return np.asarray((wanted - got).mean(axis=axes))
+
     def _calibrated(self, name: str, fmt: LNSFormat) -> g.TensorInfo:
-        offset = calibrate(self.values[name], fmt, method=self.options.method, percentile=self.options.percentile)
-        return g.TensorInfo(fmt, int(offset))
+        return g.TensorInfo(fmt, self.offset([name], fmt))
 
     def lower_add(self, node: _FloatNode) -> None:
         wanted = self.info(node.output)
@@ -734,6 +781,16 @@ class _Lowering:
         low, high = node.attributes.get("min", -np.inf), node.attributes.get("max", np.inf)
         bounds = encode(np.array([low, high]), info.format, info.offset, negative="clip", name=node.name)
         return g.Clip(name, (source,), output, info.format, int(bounds[0]), int(bounds[1]))
+
+
+def layer_name(weight: str, node: str) -> str:
+    """The name of a layer in recipes and reports: of its weights without ``.weight``, or of its node."""
+    return weight.removesuffix(".weight") or node
+
+
+def layer_types(op: str) -> tuple[str, ...]:
+    """What a recipe's rule may call a layer of an ONNX operator."""
+    return ("conv", op) if op.startswith("Conv") else ("linear", op)
 
 
 def sqnr_db(exact: npt.NDArray[Any], got: npt.NDArray[Any]) -> float | None:

@@ -137,8 +137,11 @@ def _window(attributes: Mapping[str, Any], axes: int) -> Window:
 # A net as an ONNX model
 
 
-def model_of(graph: g.LNSGraph, metadata: Mapping[str, str]) -> ModelProto:
+def model_of(graph: g.LNSGraph, metadata: Mapping[str, str], *, pack: bool = True) -> ModelProto:
     """The ONNX model of a net; deterministic.
+
+    Args:
+        pack: store weights of up to 4 bits two to a byte, in ONNX's type for such.
 
     Raises:
         UnsupportedError: a format, table or accumulator has no ONNX form.
@@ -147,13 +150,16 @@ def model_of(graph: g.LNSGraph, metadata: Mapping[str, str]) -> ModelProto:
     nodes = [_encode_node(graph, pool)]
     nodes += [_node(node, graph, pool) for node in graph.nodes]
     nodes.append(_decode_node(graph, pool))
+    tensors = pool.tensors
+    if pack:
+        nodes, tensors = _pack(nodes, tensors, narrow_layers(graph))
     batch = ["batch", *graph.input_shape[1:]]
     proto = helper.make_graph(
         nodes,
         "lnsdeploy",
         [helper.make_tensor_value_info(graph.input, TensorProto.FLOAT, batch)],
         [helper.make_tensor_value_info(graph.output, TensorProto.FLOAT, ["batch", *graph.output_shape[1:]])],
-        pool.tensors,
+        tensors,
         # a custom operator's result has the type that the model states
         value_info=[
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(graph.tensors[name].format.dtype), None)
@@ -170,6 +176,62 @@ def model_of(graph: g.LNSGraph, metadata: Mapping[str, str]) -> ModelProto:
     )
     helper.set_model_props(model, dict(metadata))
     return model
+
+
+_PACKED = ".packed"
+
+
+def narrow_layers(graph: g.LNSGraph) -> set[str]:
+    """Names of the layers whose weights fit half a byte each."""
+    return {n.name for n in graph.nodes if isinstance(n, (g.Gemm, g.Conv)) and n.plan.weight.bits <= 4}
+
+
+def _pack(
+    nodes: list[NodeProto], tensors: list[TensorProto], layers: set[str]
+) -> tuple[list[NodeProto], list[TensorProto]]:
+    """Store the weights of some layers two to a byte, and unpack them by a Cast before the first that reads them.
+
+    ONNX Runtime folds that Cast when it loads the model, so nothing runs more slowly for it.
+    """
+    narrow = {node.input[1] for node in nodes if node.domain == DOMAIN and node.name in layers}
+    made: list[NodeProto] = []
+    unpacked: set[str] = set()
+    for node in nodes:
+        for name in node.input:
+            if name in narrow - unpacked:
+                unpacked.add(name)
+                made.append(
+                    helper.make_node("Cast", [name + _PACKED], [name], name=f"{name}.unpack", to=TensorProto.UINT8)
+                )
+        made.append(node)
+    return made, [_packed(tensor) if tensor.name in narrow else tensor for tensor in tensors]
+
+
+def _packed(tensor: TensorProto) -> TensorProto:
+    """A tensor of words as UINT4: the first of two words lies in the lower half of their byte."""
+    words = numpy_helper.to_array(tensor).reshape(-1)
+    words = np.append(words, np.zeros(words.size % 2, dtype=np.uint8))
+    data = (words[0::2] | words[1::2] << 4).astype(np.uint8).tobytes()
+    return TensorProto(name=tensor.name + _PACKED, data_type=TensorProto.UINT4, dims=list(tensor.dims), raw_data=data)
+
+
+def is_packed(model: ModelProto) -> bool:
+    """Whether a model stores weights of up to 4 bits two to a byte."""
+    return any(int(tensor.data_type) == int(TensorProto.UINT4) for tensor in model.graph.initializer)
+
+
+def is_unpacking(node: NodeProto) -> bool:
+    """Whether a node is the Cast that unpacks weights."""
+    return bool(node.domain == "" and node.op_type == "Cast" and node.input[0] == node.output[0] + _PACKED)
+
+
+def unpack(model: ModelProto, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a model, packed ones by the name that they are unpacked to."""
+    found = dict(arrays)
+    for node in model.graph.node:
+        if is_unpacking(node) and node.input[0] in arrays:
+            found[node.output[0]] = arrays[node.input[0]].astype(np.uint8)
+    return found
 
 
 def _make(op: str, name: str, inputs: list[str], output: str, attributes: Mapping[str, Any]) -> NodeProto:
