@@ -25,7 +25,7 @@ module lns_float_to_log #(
   logic [23:0] significand, normalized;
   logic [4:0] position;
   logic [7:0] exponent;
-  logic [CodeBits-1:0] within;
+  logic [CodeBits-1:0] octave_code;
   logic signed [Wide-1:0] octave, code, limited;
   logic infinite;
 
@@ -49,12 +49,12 @@ module lns_float_to_log #(
       .ROM(lns_pkg::RomFloat)
   ) i_fraction (
       .fraction_i(normalized[22:0]),
-      .code_o(within)
+      .code_o(octave_code)
   );
 
   // the value's octave: exponent - 127, or one for subnormal numbers' fields; less what normalising shifted
   assign octave  = $signed(Wide'(exponent)) + ((exponent == 8'd0) ? Wide'(1) : Wide'(0)) + $signed(Wide'(position)) - 150;
-  assign code    = octave * GAMMA + $signed(Wide'(within)) - Wide'(offset_i);
+  assign code    = octave * GAMMA + $signed(Wide'(octave_code)) - Wide'(offset_i);
   assign limited = infinite ? $signed({1'b0, {(Wide - 1) {1'b1}}}) : code;
 
   lns_output #(

@@ -20,7 +20,7 @@ module lns_lin_to_log #(
   logic [IN_BITS-1:0] normalized;
   logic [PosBits-1:0] position;
   logic [Fraction-1:0] fraction;
-  logic [F:0] within;
+  logic [F:0] octave_code;
 
   lns_normalize #(
       .BITS(IN_BITS),
@@ -46,7 +46,7 @@ module lns_lin_to_log #(
           .ROM(lns_pkg::RomEncoder)
       ) i_fraction (
           .fraction_i(fraction),
-          .code_o(within)
+          .code_o(octave_code)
       );
     end else if (ENCODER == lns_pkg::EncoderTable) begin : gen_table
       lns_rom #(
@@ -55,15 +55,15 @@ module lns_lin_to_log #(
           .DATA_BITS(F + 1)
       ) i_logs (
           .addr_i(fraction[Fraction-1-:ENCODER_BITS]),
-          .data_o(within)
+          .data_o(octave_code)
       );
     end else if (F > 0) begin : gen_mitchell
-      assign within = {1'b0, fraction[Fraction-1-:F]};
+      assign octave_code = {1'b0, fraction[Fraction-1-:F]};
     end else begin : gen_position_only
-      assign within = '0;
+      assign octave_code = '0;
     end
   endgenerate
 
-  assign code_o = (RAW_BITS'(position) << F) + RAW_BITS'(within);
+  assign code_o = (RAW_BITS'(position) << F) + RAW_BITS'(octave_code);
 
 endmodule
