@@ -17,7 +17,7 @@ from importlib import util
 from pathlib import Path
 
 from lnsdeploy.errors import CheckFailedError, LNSError, MissingDependencyError
-from lnsdeploy.files import make_folder, read_bytes, write_text
+from lnsdeploy.files import make_folder, read_bytes, write_bytes, write_text
 from lnsdeploy.rtl.designs import Design, harness, library, used_files
 
 HOW_TO_GET_ONE = (
@@ -25,6 +25,7 @@ HOW_TO_GET_ONE = (
     "compiler), or install Verilator or Icarus Verilog and have it on the PATH"
 )
 SIMULATORS = ("verilator", "icarus")
+_RUNTIME = ("verilated.o", "verilated_threads.o")
 _WARNINGS = ("-Wall", "-Wno-fatal")
 
 
@@ -212,7 +213,7 @@ def build(design: Design, simulator: Simulator | None = None, *, replace: dict[s
 def _build(tool: Simulator, folder: Path, sources: list[str], design: Design) -> str:
     widths = {"IN_BITS": design.input_bits, "OUT_BITS": design.output_bits}
     if tool.name == "verilator":
-        command = [tool.command, "--cc", "--exe", "--build", "-O3", *_WARNINGS, "--x-assign", "unique"]
+        command = [tool.command, "--cc", "--exe", "-O3", *_WARNINGS, "--x-assign", "unique"]
         command += ["--top-module", "lns_tb", "--Mdir", "obj", "-CFLAGS", "-O1", "-CFLAGS", "-DVL_TIME_CONTEXT"]
         command += [f"-G{name}={value}" for name, value in widths.items()]
         command += ["waivers.vlt", *sources, "lns_tb.sv", "lns_main.cpp"]
@@ -223,6 +224,22 @@ def _build(tool: Simulator, folder: Path, sources: list[str], design: Design) ->
     status, text = _run(command, folder, tool.environment)
     if status:
         raise SimulationError(f"{tool.name} does not build {design.name}: {_tidy(text)}")
+    return text + _compile(tool, folder, design) if tool.name == "verilator" else text
+
+
+def _compile(tool: Simulator, folder: Path, design: Design) -> str:
+    """Compile what Verilator wrote. Its runtime is the same for all designs, and most of the work: compiled once."""
+    runtime = make_folder(cache_folder() / f"runtime-{hashlib.sha256(repr(tool).encode()).hexdigest()[:20]}")
+    for name in _RUNTIME:
+        if (runtime / name).is_file():
+            # newer than its sources, so that make leaves it alone
+            write_bytes(folder / "obj" / name, read_bytes(runtime / name))
+    status, text = _run(["make", "-C", "obj", "-f", "Vlns_tb.mk", "-j", "2"], folder, tool.environment)
+    if status:
+        raise SimulationError(f"{design.name}: what Verilator wrote does not compile: {_tidy(text)}")
+    for name in _RUNTIME:
+        if not (runtime / name).is_file() and (folder / "obj" / name).is_file():
+            write_bytes(runtime / name, read_bytes(folder / "obj" / name))
     return text
 
 
