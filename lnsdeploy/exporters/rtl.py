@@ -245,7 +245,7 @@ define verilate
 \t  ../../sim/lns_tb.sv $(CURDIR)/sim/lns_main.cpp > $(CURDIR)/build/$(1)/log 2>&1 || {{ cat $(CURDIR)/build/$(1)/log; exit 1; }}
 \t@for part in verilated.o verilated_threads.o; do \\
 \t  if [ -e build/runtime/$$part ]; then cp build/runtime/$$part build/$(1)/obj/; touch build/$(1)/obj/$$part; fi; done
-\t+$(MAKE) -C build/$(1)/obj -f Vlns_tb.mk >> build/$(1)/log 2>&1 || {{ cat build/$(1)/log; exit 1; }}
+\t+$(MAKE) -C build/$(1)/obj -f Vlns_tb.mk VM_PARALLEL_BUILDS=0 >> build/$(1)/log 2>&1 || {{ cat build/$(1)/log; exit 1; }}
 \t@mkdir -p build/runtime && for part in verilated.o verilated_threads.o; do \\
 \t  if [ ! -e build/runtime/$$part ] && [ -e build/$(1)/obj/$$part ]; then cp build/$(1)/obj/$$part build/runtime/; fi; done
 endef

@@ -234,7 +234,7 @@ def _compile(tool: Simulator, folder: Path, design: Design) -> str:
         if (runtime / name).is_file():
             # newer than its sources, so that make leaves it alone
             write_bytes(folder / "obj" / name, read_bytes(runtime / name))
-    status, text = _run(["make", "-C", "obj", "-f", "Vlns_tb.mk", "-j", "2"], folder, tool.environment)
+    status, text = _run(["make", "-C", "obj", "-f", "Vlns_tb.mk", "VM_PARALLEL_BUILDS=0"], folder, tool.environment)
     if status:
         raise SimulationError(f"{design.name}: what Verilator wrote does not compile: {_tidy(text)}")
     for name in _RUNTIME:
