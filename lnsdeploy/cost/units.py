@@ -9,10 +9,7 @@ from lnsdeploy.rtl.designs import Design, combinational, linear_finish, log_adde
 from lnsdeploy.rtl.parameters import PEParameters, pe_parameters
 from lnsdeploy.rtl.vectors import example_plan
 
-_MAC = (
-    "A_BITS A_SIGNED A_SCALE W_BITS W_SIGNED W_SCALE P_BITS LOG ACC_BITS SCALE_BITS F TABLE_BITS CONST_BITS CONVERSION "
-    "SHIFT TERM_BITS PSUM_BITS OVERFLOW GUARD DELTA_BITS"
-).split()
+_MAC = ["A_BITS", "A_SIGNED", "A_SCALE", "W_BITS", "W_SIGNED", "W_SCALE", "P_BITS", "LOG", "ACC_BITS", "SCALE_BITS", "F", "TABLE_BITS", "CONST_BITS", "CONVERSION", "SHIFT", "TERM_BITS", "PSUM_BITS", "OVERFLOW", "GUARD", "DELTA_BITS"]
 
 
 def with_lanes(datapath: Datapath, lanes: int) -> Datapath:
@@ -73,7 +70,7 @@ def pe(datapath: Datapath, lanes: int) -> Design:
 
 
 def units_of(datapath: Datapath, lanes: int) -> dict[str, Design]:
-    """A datapath's units by name: multiplier, adder or converters, MAC, PE."""
+    """A datapath's units by name: multiplier, adder or converter, MAC, and with several lanes the PE."""
     scalar = with_lanes(datapath, 1)
     found = {"multiplier": multiplier(datapath.activation, datapath.weight)}
     if datapath.is_linear:
@@ -81,7 +78,8 @@ def units_of(datapath: Datapath, lanes: int) -> dict[str, Design]:
     else:
         found["adder"] = log_adder(scalar.log, datapath.gamma)
     found["mac"] = mac(datapath)
-    found[f"pe-{lanes}"] = pe(datapath, lanes)
+    if lanes > 1:
+        found[f"pe-{lanes}"] = pe(datapath, lanes)
     return found
 
 
@@ -128,5 +126,3 @@ def table_bits(design: Design) -> int:
     """Bits of the tables that a design reads, each counted once however often it is instantiated."""
     roms = design.roms + tuple(rom for made in design.adders.values() for rom in made.roms)
     return sum(rom.bits for rom in roms)
-
-

@@ -181,7 +181,11 @@ def _run_files(files: dict[str, str | bytes], folder: str, name: str, v: Vectors
 def _memh(words: Words, bits: int) -> str:
     digits = (bits + 3) // 4
     rows = [" ".join(f"{int(word):0{digits}x}" for word in row) for row in words]
-    return f"// [{words.shape[0]}, {words.shape[1]}], one output channel a line, {bits} bits a word\n" + "\n".join(rows) + "\n"
+    return (
+        f"// [{words.shape[0]}, {words.shape[1]}], one output channel a line, {bits} bits a word\n"
+        + "\n".join(rows)
+        + "\n"
+    )
 
 
 def _channels_memh(pe: PEParameters, plan: Any, bias: Any, channels: int) -> str:
@@ -264,9 +268,7 @@ def _makefile(units: Sequence[str], runs: Sequence[dict[str, Any]], files: Mappi
         plain = " ".join(f"-Plns_clock.{name}={value}" for name, value in widths.items())
         lines = [f"check-{unit}: build/{unit}/$(SIM)"]
         for run in mine:
-            arguments = (
-                f"+in={unit}/{run['name']}.in.bin +expect={unit}/{run['name']}.expect.bin +count={run['count']} $(STALL)"
-            )
+            arguments = f"+in={unit}/{run['name']}.in.bin +expect={unit}/{run['name']}.expect.bin +count={run['count']} $(STALL)"
             label = f"{unit} {run['name']}"
             lines.append(
                 f"\t@if [ $(SIM) = icarus ]; then set -- $(VVP) -N $<; else set -- $<; fi; \\\n"
@@ -332,5 +334,3 @@ random; `make lint` runs Verilator's `-Wall`.
 
 Input words: format {graph.tensors[graph.encoded].format}, offset {graph.tensors[graph.encoded].offset}.
 """
-
-

@@ -139,7 +139,8 @@ def unpack(text: str, bits: int, parts: int = 1) -> Ints:
         raise BadValueError("the simulation gave an unknown value (x or z)") from error
     rows = np.unpackbits(raw, axis=1)[:, -bits * parts :].reshape(-1, parts, bits)[:, ::-1]
     weights = np.int64(1) << np.arange(bits - 1, -1, -1, dtype=np.int64)
-    return (rows.astype(np.int64) * weights).sum(axis=2)
+    values: Ints = (rows.astype(np.int64) * weights).sum(axis=2)
+    return values
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -191,7 +192,9 @@ def combinational(
     """A unit without registers; its ports are the fields' names."""
     output_bits = sum(bits for _, bits in outputs)
     slices = _slices(inputs)
-    ports = {port: f"$signed({slices[port]})" if "scale" in port or "offset" in port else slices[port] for port in slices}
+    ports = {
+        port: f"$signed({slices[port]})" if "scale" in port or "offset" in port else slices[port] for port in slices
+    }
     high = output_bits
     for port, bits in outputs:
         ports[port] = f"out_o[{high - 1}:{high - bits}]"
@@ -255,11 +258,9 @@ def float_encoder(fmt: LNSFormat, underflow: str, offset_bits: int = 12) -> Desi
     )
 
 
-_FINISH = (
-    "F TABLE_BITS CONST_BITS CONVERSION ACC_BITS TOTAL_BITS ENCODER ENCODER_BITS OFFSET_BITS OUT_BITS OUT_SIGNED UNDERFLOW"
-).split()
-_TERM = "P_BITS F TABLE_BITS CONST_BITS CONVERSION SHIFT TERM_BITS".split()
-_STEP = "LANES TERM_BITS PSUM_BITS ACC_BITS OVERFLOW".split()
+_FINISH = ["F", "TABLE_BITS", "CONST_BITS", "CONVERSION", "ACC_BITS", "TOTAL_BITS", "ENCODER", "ENCODER_BITS", "OFFSET_BITS", "OUT_BITS", "OUT_SIGNED", "UNDERFLOW"]
+_TERM = ["P_BITS", "F", "TABLE_BITS", "CONST_BITS", "CONVERSION", "SHIFT", "TERM_BITS"]
+_STEP = ["LANES", "TERM_BITS", "PSUM_BITS", "ACC_BITS", "OVERFLOW"]
 
 
 def linear_finish(pe: PEParameters) -> Design:
@@ -343,9 +344,7 @@ def array_widths(pe: PEParameters, shape: ArrayShape) -> tuple[int, int]:
     """Bits of a channel's entry, and of a command's data."""
     v = pe.values
     channel = v["OFFSET_BITS"] + v["SCALE_BITS"] + v["ACC_BITS"] + 1
-    data = max(
-        shape.rows * v["LANES"] * v["A_BITS"], shape.cols * v["LANES"] * v["W_BITS"], shape.cols * channel, 32
-    )
+    data = max(shape.rows * v["LANES"] * v["A_BITS"], shape.cols * v["LANES"] * v["W_BITS"], shape.cols * channel, 32)
     return channel, data
 
 

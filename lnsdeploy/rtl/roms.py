@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lnsdeploy import tables
 from lnsdeploy import delta as methods
+from lnsdeploy import tables
 from lnsdeploy.datapath import LinearAccumulator, LogAccumulator
 from lnsdeploy.errors import UnsupportedError
 
@@ -133,7 +133,7 @@ def adder(accumulator: LogAccumulator, gamma: int, which: int) -> Adder:
     plus, minus = _ints(made.plus), _ints(made.minus)
     value_bits = bits_of(max([*plus, *minus, 0]))
     exact_plus, exact_minus = tables.delta_plus(acc_gamma), tables.delta_minus(acc_gamma)
-    ends = {"PLUS_END": len(exact_plus), "MINUS_END": len(exact_minus)}
+    ends: dict[str, str | int] = {"PLUS_END": len(exact_plus), "MINUS_END": len(exact_minus)}
     parameters: dict[str, str | int]
     roms: tuple[Rom, ...]
     if isinstance(method, methods.Max):

@@ -226,16 +226,12 @@ def tile(words: Ints, shape: ArrayShape) -> Ints:
     found = []
     for w_first in range(0, col_tiles, 1 << shape.wtiles_log2):
         for a_first in range(0, row_tiles, 1 << shape.atiles_log2):
-            part = blocks[
-                a_first : a_first + (1 << shape.atiles_log2), w_first : w_first + (1 << shape.wtiles_log2)
-            ]
+            part = blocks[a_first : a_first + (1 << shape.atiles_log2), w_first : w_first + (1 << shape.wtiles_log2)]
             found.append(part.reshape(-1, shape.cols * shape.rows))
     return np.concatenate(found)
 
 
-def array_vectors(
-    pe: PEParameters, shape: ArrayShape, plan: DotPlan, a: Words, w: Words, bias: Ints | None
-) -> Vectors:
+def array_vectors(pe: PEParameters, shape: ArrayShape, plan: DotPlan, a: Words, w: Words, bias: Ints | None) -> Vectors:
     """An array's commands, and the reference's words tile by tile; padded rows and columns too."""
     inputs, count = commands(pe, shape, plan, a, w, bias)
     m, n = -(-len(a) // shape.rows) * shape.rows, -(-len(w) // shape.cols) * shape.cols
@@ -261,9 +257,7 @@ def example_plan(datapath: Datapath, depth: int = 64) -> DotPlan:
     a_offset = -(datapath.activation.max_code - 2 * datapath.activation.gamma)
     w_offset = -(datapath.weight.max_code - datapath.weight.gamma)
     out_offset = -(datapath.output.max_code - gamma * (2 + depth.bit_length() // 2))
-    plan = DotPlan(
-        datapath, datapath.activation, datapath.weight, datapath.output, a_offset, w_offset, out_offset
-    )
+    plan = DotPlan(datapath, datapath.activation, datapath.weight, datapath.output, a_offset, w_offset, out_offset)
     if datapath.is_linear:
         octaves = plan.max_product_code // gamma + depth.bit_length() // 2 + 1
         return DotPlan(

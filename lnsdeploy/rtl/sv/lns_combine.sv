@@ -13,16 +13,17 @@ module lns_combine #(
     output logic signed [TOTAL_BITS-1:0]    total_o
 );
 
-  // Do not change: follows from the parameters.
+  // Do not change: follow from the parameters.
   localparam int TBits = CONST_BITS + 1;
+  localparam int PartBits = ACC_BITS + TBits;
 
-  logic [BINS*TOTAL_BITS-1:0] parts;
+  logic [BINS*PartBits-1:0] parts;
 
   genvar b;
   generate
     for (b = 0; b < BINS; b = b + 1) begin : gen_bin
       logic [TBits-1:0] constant;
-      logic signed [TOTAL_BITS-1:0] factor, value, part;
+      logic signed [PartBits-1:0] factor, value, part;
       lns_rom #(
           .ID(lns_pkg::RomConstants),
           .ADDR_BITS(BIN_BITS),
@@ -31,16 +32,16 @@ module lns_combine #(
           .addr_i(BIN_BITS'(b)),
           .data_o(constant)
       );
-      assign factor = $signed(TOTAL_BITS'(constant));
-      assign value  = TOTAL_BITS'($signed(bins_i[b*ACC_BITS+:ACC_BITS]));
+      assign factor = $signed(PartBits'(constant));
+      assign value  = PartBits'($signed(bins_i[b*ACC_BITS+:ACC_BITS]));
       assign part   = factor * value;
-      assign parts[b*TOTAL_BITS+:TOTAL_BITS] = part;
+      assign parts[b*PartBits+:PartBits] = part;
     end
   endgenerate
 
   lns_sum #(
       .N(BINS),
-      .IN_BITS(TOTAL_BITS),
+      .IN_BITS(PartBits),
       .OUT_BITS(TOTAL_BITS)
   ) i_sum (
       .values_i(parts),
