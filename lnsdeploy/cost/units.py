@@ -9,7 +9,28 @@ from lnsdeploy.rtl.designs import Design, combinational, linear_finish, log_adde
 from lnsdeploy.rtl.parameters import PEParameters, pe_parameters
 from lnsdeploy.rtl.vectors import example_plan
 
-_MAC = ["A_BITS", "A_SIGNED", "A_SCALE", "W_BITS", "W_SIGNED", "W_SCALE", "P_BITS", "LOG", "ACC_BITS", "SCALE_BITS", "F", "TABLE_BITS", "CONST_BITS", "CONVERSION", "SHIFT", "TERM_BITS", "PSUM_BITS", "OVERFLOW", "GUARD", "DELTA_BITS"]
+_MAC = [
+    "A_BITS",
+    "A_SIGNED",
+    "A_SCALE",
+    "W_BITS",
+    "W_SIGNED",
+    "W_SCALE",
+    "P_BITS",
+    "LOG",
+    "ACC_BITS",
+    "SCALE_BITS",
+    "F",
+    "TABLE_BITS",
+    "CONST_BITS",
+    "CONVERSION",
+    "SHIFT",
+    "TERM_BITS",
+    "PSUM_BITS",
+    "OVERFLOW",
+    "GUARD",
+    "DELTA_BITS",
+]
 
 
 def with_lanes(datapath: Datapath, lanes: int) -> Datapath:
