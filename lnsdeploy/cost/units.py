@@ -7,30 +7,14 @@ from dataclasses import replace
 from lnsdeploy.datapath import Datapath
 from lnsdeploy.rtl.designs import Design, combinational, linear_finish, log_adder, multiplier, vector_pe
 from lnsdeploy.rtl.parameters import PEParameters, pe_parameters
+from lnsdeploy.rtl.roms import ROM_CONSTANTS
 from lnsdeploy.rtl.vectors import example_plan
 
-_MAC = [
-    "A_BITS",
-    "A_SIGNED",
-    "A_SCALE",
-    "W_BITS",
-    "W_SIGNED",
-    "W_SCALE",
-    "P_BITS",
-    "LOG",
-    "ACC_BITS",
-    "SCALE_BITS",
-    "F",
-    "TABLE_BITS",
-    "CONST_BITS",
-    "CONVERSION",
-    "SHIFT",
-    "TERM_BITS",
-    "PSUM_BITS",
-    "OVERFLOW",
-    "GUARD",
-    "DELTA_BITS",
-]
+_MAC = (
+    *("A_BITS", "A_SIGNED", "A_SCALE", "W_BITS", "W_SIGNED", "W_SCALE", "P_BITS", "LOG", "ACC_BITS", "SCALE_BITS"),
+    *("F", "TABLE_BITS", "CONST_BITS", "CONVERSION", "SHIFT", "TERM_BITS", "PSUM_BITS", "OVERFLOW"),
+    *("GUARD", "DELTA_BITS"),
+)
 
 
 def with_lanes(datapath: Datapath, lanes: int) -> Datapath:
@@ -61,7 +45,8 @@ def mac(datapath: Datapath, *, tied: bool = True) -> Design:
         v,
         tuple(inputs),
         (("acc_o", state),),
-        pe.roms,
+        # the encoder is no part of it, and bins take their constants afterwards
+        tuple(rom for rom in pe.roms if rom.id == ROM_CONSTANTS and datapath.linear.conversion == "product"),
         pe.adders,
     )
     wires = "      .clk_i(clk_i),\n      .rst_ni(rst_ni),\n"

@@ -1,4 +1,7 @@
-"""`export --to rtl`: a folder with the hardware of a net, and vectors that prove it equal without Python (docs/rtl.md)."""
+"""`export --to rtl`: the hardware of a net, and vectors that prove it equal without Python (docs/rtl.md)."""
+
+# The Makefile's lines, and the README's, are as long as they are.
+# ruff: noqa: E501, PERF401
 
 from __future__ import annotations
 

@@ -258,22 +258,11 @@ def float_encoder(fmt: LNSFormat, underflow: str, offset_bits: int = 12) -> Desi
     )
 
 
-_FINISH = [
-    "F",
-    "TABLE_BITS",
-    "CONST_BITS",
-    "CONVERSION",
-    "ACC_BITS",
-    "TOTAL_BITS",
-    "ENCODER",
-    "ENCODER_BITS",
-    "OFFSET_BITS",
-    "OUT_BITS",
-    "OUT_SIGNED",
-    "UNDERFLOW",
-]
+_FINISH = (
+    *("F", "TABLE_BITS", "CONST_BITS", "CONVERSION", "ACC_BITS", "TOTAL_BITS", "ENCODER", "ENCODER_BITS"),
+    *("OFFSET_BITS", "OUT_BITS", "OUT_SIGNED", "UNDERFLOW"),
+)
 _TERM = ["P_BITS", "F", "TABLE_BITS", "CONST_BITS", "CONVERSION", "SHIFT", "TERM_BITS"]
-_STEP = ["LANES", "TERM_BITS", "PSUM_BITS", "ACC_BITS", "OVERFLOW"]
 
 
 def linear_finish(pe: PEParameters) -> Design:

@@ -14,7 +14,7 @@ module base_bf16_mul (
   logic [8:0] kept;
   logic [7:0] fraction;
   logic signed [10:0] exponent, rounded_exponent;
-  logic guard, sticky, zero, sign, high;
+  logic guard, sticky, up, zero, sign, high;
 
   assign a_fraction = {1'b1, a_i[6:0]};
   assign b_fraction = {1'b1, b_i[6:0]};
@@ -25,7 +25,8 @@ module base_bf16_mul (
   assign fraction   = high ? product[15:8] : product[14:7];
   assign guard      = high ? product[7] : product[6];
   assign sticky     = high ? product[6:0] != 7'd0 : product[5:0] != 6'd0;
-  assign kept       = {1'b0, fraction} + 9'(guard & (sticky | fraction[0]));
+  assign up         = guard & (sticky | fraction[0]);
+  assign kept       = {1'b0, fraction} + 9'(up);
   assign exponent   = $signed(11'(a_i[14:7])) + $signed(11'(b_i[14:7])) - 11'sd127 + $signed(11'(high));
   assign rounded_exponent = exponent + $signed(11'(kept[8]));
 

@@ -53,8 +53,8 @@ module lns_float_to_log #(
   );
 
   // the value's octave: exponent - 127, or one for subnormal numbers' fields; less what normalising shifted
-  assign octave  = $signed(Wide'(exponent)) + ((exponent == 8'd0) ? Wide'(1) : Wide'(0)) + $signed(Wide'(position)) - 150;
-  assign code    = octave * GAMMA + $signed(Wide'(octave_code)) - Wide'(offset_i);
+  assign octave  = $signed(Wide'(exponent)) + ((exponent == 8'd0) ? $signed(Wide'(1)) : $signed(Wide'(0))) + $signed(Wide'(position)) - $signed(Wide'(150));
+  assign code    = octave * $signed(Wide'(GAMMA)) + $signed(Wide'(octave_code)) - Wide'(offset_i);
   assign limited = infinite ? $signed({1'b0, {(Wide - 1) {1'b1}}}) : code;
 
   lns_output #(
