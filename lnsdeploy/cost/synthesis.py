@@ -170,7 +170,7 @@ def run_script(script: str, files: Mapping[str, str | bytes], results: list[str]
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
         (folder / "script.ys").write_text(script)
         done = subprocess.run(
-            [*tool.command, "-q", "-s", "script.ys"],
+            [*tool.command, "-s", "script.ys"],
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

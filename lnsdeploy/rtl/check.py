@@ -7,7 +7,7 @@ run a choice of it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import click
@@ -119,7 +119,7 @@ def elements(outputs: int) -> Iterator[tuple[Design, Vectors]]:
 def main(everything: bool, only: str | None) -> None:
     """Compare every unit of the library with the reference, in Verilator or else Icarus."""
     count, outputs = (1 << 20, 1 << 16) if everything else (1 << 12, 1 << 6)
-    parts = {
+    parts: dict[str, Callable[[], Iterator[tuple[Design, Vectors]]]] = {
         "units": lambda: units(count),
         "converters": lambda: converters(count, everything),
         "elements": lambda: elements(outputs),

@@ -155,7 +155,8 @@ def adder(accumulator: LogAccumulator, gamma: int, which: int) -> Adder:
         low = exact_minus[: 1 << method.split]
         high_bits = bits_of(max(len(high) - 1, 0))
         plus_bits = bits_of(len(exact_plus) - 1)
-        parameters = {"SPLIT": method.split, "PLUS_BITS": plus_bits, "HIGH_BITS": high_bits, "ROM_BASE": base} | ends
+        parameters = {"SPLIT": method.split, "PLUS_BITS": plus_bits, "HIGH_BITS": high_bits, "ROM_BASE": base}
+        parameters |= ends
         roms = (
             Rom(base, "sums", plus_bits, value_bits, _ints(exact_plus)),
             Rom(base + 1, "differences, high part", high_bits, value_bits, (0, *_ints(high[1:]))),
