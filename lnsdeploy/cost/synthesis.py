@@ -170,7 +170,7 @@ def run_script(script: str, files: Mapping[str, str | bytes], results: list[str]
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
         (folder / "script.ys").write_text(script)
         done = subprocess.run(
-            [*tool.command, "-s", "script.ys"],
+            [*tool.command, "-q", "-l", "log.txt", "-s", "script.ys"],
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -178,7 +178,9 @@ def run_script(script: str, files: Mapping[str, str | bytes], results: list[str]
             check=False,
         )
         if done.returncode:
-            said = " ".join(done.stdout.decode(errors="replace").split())
+            log = folder / "log.txt"
+            text = done.stdout.decode(errors="replace") + (log.read_text(errors="replace") if log.is_file() else "")
+            said = " ".join(text.split())
             raise LNSError(f"yosys failed: {said[-400:] or 'it said nothing'}")
         return {name: (folder / name).read_text() for name in results if (folder / name).is_file()}
 
