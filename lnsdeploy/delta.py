@@ -368,6 +368,16 @@ def real_delta(gamma_acc: int, d: Any, minus: bool, precision: int) -> Any:
 
 
 @dataclass(frozen=True)
+class CordicConstants:
+    """Constants of :class:`Cordic` in its fixed point: LN2, INV, A[i] and X0 of spec 5.7.8."""
+
+    ln2: int
+    inverse: int
+    angles: list[int]
+    start: int
+
+
+@dataclass(frozen=True)
 class Cordic(Delta):
     """Hyperbolic CORDIC in fixed point: exponential by rotation, logarithm by vectoring (spec 5.7.8).
 
@@ -385,18 +395,26 @@ class Cordic(Delta):
         check_integer("width", self.width, 4, 48)
         super().__post_init__()
 
-    def make(self, gamma_acc: int) -> tuple[Ints, Ints]:
-        w, one = self.width, 1 << self.width
+    def constants(self) -> CordicConstants:
+        """What the iterations add and begin with."""
+        w, precision = self.width, self.width + 80
         indices = _cordic_indices(self.iterations)
-        precision = w + 80
-        ln2 = _fixed(libmp.mpf_ln2(precision), w)
-        inverse = _fixed(libmp.mpf_div(libmp.fone, libmp.mpf_ln2(precision), precision), w)
-        angles = [_fixed(_atanh(i, precision), w) for i in indices]
         gain = Fraction(1)
         for i in indices:
             gain *= 1 - Fraction(1, 1 << (2 * i))
         root = libmp.mpf_sqrt(libmp.from_rational(gain.denominator, gain.numerator, precision), precision)
-        start = _fixed(root, w)
+        return CordicConstants(
+            ln2=_fixed(libmp.mpf_ln2(precision), w),
+            inverse=_fixed(libmp.mpf_div(libmp.fone, libmp.mpf_ln2(precision), precision), w),
+            angles=[_fixed(_atanh(i, precision), w) for i in indices],
+            start=_fixed(root, w),
+        )
+
+    def make(self, gamma_acc: int) -> tuple[Ints, Ints]:
+        w, one = self.width, 1 << self.width
+        indices = _cordic_indices(self.iterations)
+        constants = self.constants()
+        ln2, inverse, angles, start = constants.ln2, constants.inverse, constants.angles, constants.start
         made = []
         for end, sign in (
             (len(tables.delta_plus(gamma_acc)), 1),

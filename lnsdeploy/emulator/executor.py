@@ -86,6 +86,12 @@ def _ort_functions() -> Executor:
     return OrtFunctionsExecutor()
 
 
+def _rtl() -> Executor:
+    from lnsdeploy.emulator.rtl import RtlExecutor
+
+    return RtlExecutor()
+
+
 class _WithoutTorch:
     """Stands for an executor on tensors where there is no torch."""
 
@@ -123,6 +129,7 @@ _FACTORIES: dict[str, Callable[[], Executor]] = {
     "torch": lambda: _on_tensors("torch"),
     "ort": _ort,
     "ort-functions": _ort_functions,
+    "rtl": _rtl,
 }
 
 

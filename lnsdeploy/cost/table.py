@@ -1,0 +1,114 @@
+"""One table: a datapath's units and the baselines (docs/cost.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lnsdeploy.cost import synthesis, units
+from lnsdeploy.cost.synthesis import Cost
+from lnsdeploy.datapath import load_datapath
+
+
+@dataclass(frozen=True)
+class Row:
+    """A unit's cost and the bits of its tables."""
+
+    cost: Cost
+    table_bits: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return self.cost.to_dict() | {"table_bits": self.table_bits}
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Of a datapath.
+
+    Args:
+        datapath, fingerprint: its name and fingerprint.
+        tool: what synthesised.
+        lanes: of the PE.
+        units: by name; the last is what the datapath's own figures are of: the MAC, or with lanes the PE.
+        baselines: by name.
+    """
+
+    datapath: str
+    fingerprint: str
+    tool: str
+    lanes: int
+    units: dict[str, Row]
+    baselines: dict[str, Row]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        name, main = list(self.units.items())[-1]
+        return {
+            "datapath": {"name": self.datapath, "fingerprint": self.fingerprint},
+            "unit": name,
+            "lanes": self.lanes,
+            **main.to_dict(),
+            "tool": self.tool,
+            "units": {unit: row.to_dict() for unit, row in self.units.items()},
+            "baselines": {unit: row.to_dict() for unit, row in self.baselines.items()},
+        }
+
+    def text(self) -> str:
+        """For people."""
+        lines = [f"{self.datapath} ({self.fingerprint}), {self.tool}", ""]
+        head = f"{'unit':<32} {'transistors':>11} {'(range)':>17} {'depth':>6} {'flip-flops':>10} {'table bits':>10}"
+        area = any(row.cost.area for row in [*self.units.values(), *self.baselines.values()])
+        lines.append(head + (f" {'area':>12}" if area else ""))
+        for rows in (self.units, self.baselines):
+            for name, row in rows.items():
+                t, d = row.cost.transistors, row.cost.depth
+                line = f"{name:<32} {t.median:>11.0f} {f'({t.min:.0f}–{t.max:.0f})':>17} {d.median:>6.0f} "
+                line += f"{row.cost.flip_flops:>10} {row.table_bits:>10}"
+                lines.append(line + (f" {row.cost.area.median:>12.1f}" if row.cost.area else ""))
+            lines.append("")
+        return "\n".join(lines).rstrip()
+
+
+def make_table(
+    datapath: str | Path,
+    *,
+    lanes: int = 1,
+    liberty: Path | None = None,
+    runs: int = 3,
+    with_baselines: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> CostTable:
+    """Synthesise a datapath's units and the baselines.
+
+    Args:
+        datapath: name or TOML file.
+        lanes: of the PE; with 1 there is none.
+        liberty: cells, for area.
+        runs: perturbed runs of each.
+        progress: called when all is done; units take seconds to minutes.
+
+    Raises:
+        UnknownNameError, BadFileError: no such datapath, or liberty file.
+        MissingDependencyError: no Yosys.
+        UnsupportedError: the datapath is no hardware; the message says why.
+    """
+    chosen = load_datapath(datapath)
+    made = units.units_of(chosen, lanes)
+    beside = units.baselines(lanes) if with_baselines else {}
+    found = {
+        name: Row(synthesis.synthesise(design, runs=runs, liberty=liberty), units.table_bits(design))
+        for name, design in (made | beside).items()
+    }
+    if progress:
+        progress(1)
+    return CostTable(
+        chosen.name,
+        chosen.fingerprint,
+        synthesis.best().version,
+        lanes,
+        {name: found[name] for name in made},
+        {name: found[name] for name in beside},
+    )
