@@ -323,6 +323,9 @@ def _load_timm(request: _Request) -> Model:
             raise _refused(request, error) from error
     config = timm.data.resolve_model_data_config(module)
     shape = tuple(config["input_size"])
+    if isinstance(channels := request.settings.get("in_chans"), int):
+        # the configuration is that of the published weights
+        shape = (channels, *shape[1:])
     if request.image_size is not None:
         shape = (shape[0], request.image_size, request.image_size)
     inputs = ImageInput(
