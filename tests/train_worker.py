@@ -17,6 +17,8 @@ from lnsdeploy.training.trainer import config_from_options, train
 def main() -> None:
     """The first argument is a file of options by name, the second a folder for the runs; an error ends it."""
     torch.set_num_threads(1)
+    # a shell that starts this in its background has interrupts ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = Path(sys.argv[2])
     with processes() as shards:
         for name, options in json.loads(Path(sys.argv[1]).read_text()).items():
