@@ -16,7 +16,7 @@ from lnsdeploy.errors import BadFileError, BadTypeError, BadValueError, UnknownN
 from lnsdeploy.files import read_toml
 from lnsdeploy.training import run as runs
 from lnsdeploy.training import trainer
-from lnsdeploy.training.data import Dataset
+from lnsdeploy.training.data import Dataset, load_data
 from lnsdeploy.training.feeds import ImageFeed, TextFeed
 from lnsdeploy.training.models import build_model, settings_of
 from lnsdeploy.training.run import TrainConfig, load_run
@@ -278,6 +278,20 @@ def test_training_through_a_datapath(tmp_path: Path) -> None:
     assert found["forward"].accuracy > 0.8
     assert found["both"].accuracy > 0.8
     assert found["max-plus"].loss > found["forward"].loss
+
+
+def test_a_datapath_runs_the_formats_of_the_run(tmp_path: Path) -> None:
+    for options, formats in (
+        ({"bits": 6, "gamma": 4, "weights": "5:2"}, ("6:4", "5:2", "6:4")),
+        ({"as_float": True}, ("8:8", "8:8", "8:8")),
+    ):
+        config = quick(emulate="forward", datapath="gauss-8", **options)
+        training = trainer._Training(
+            config, 10, trainer.make_feed(config, load_data("digits")), tmp_path, "", trainer.Shards()
+        )
+        with training.arithmetic() as seen:
+            training.model(torch.rand(4, 1, 8, 8))
+        assert {record.formats[:2] for record in seen.records.values()} == {formats[:2]}
 
 
 MODEL = """

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from lnsdeploy.datapath import load_datapath
 from lnsdeploy.errors import BadFileError, BadValueError, LNSError, MissingDependencyError
 from lnsdeploy.evaluation.shards import Shards
 from lnsdeploy.files import atomic_path, make_folder, read_bytes, write_text
@@ -369,9 +370,15 @@ class _Training:
         """Where products are computed: as torch does, or through a datapath."""
         if self.config.emulate is None or self.config.datapath is None:
             return contextlib.nullcontext()
-        from lnsdeploy.emulator.mode import emulate
+        from lnsdeploy.emulator.mode import Emulation, emulate
 
-        return emulate(self.config.datapath, backward=self.config.emulate == "both", model=self.model)
+        backward = self.config.emulate == "both"
+        recipe = self.config.full_recipe()
+        if recipe is None:
+            return emulate(self.config.datapath, backward=backward, model=self.model)
+        # the run's own formats, as its export has them, on this arithmetic
+        datapath = load_datapath(self.config.datapath)
+        return Emulation(recipe, datapath, backward=backward, model=self.model)
 
     def epoch(self, number: int, on_step: StepProgress | None, every: int | None) -> Row:
         started = time.perf_counter()
