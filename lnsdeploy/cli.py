@@ -716,17 +716,28 @@ def verify(
                     "name": artifact.graph.datapath.name,
                     "fingerprint": artifact.graph.datapath.fingerprint,
                 },
+                "sampled": _sampled(engines),
             }
         )
     elif first is None:
         click.echo(f"equal: {result.words_compared} words, {' = '.join(result.executors)}")
-        for engine in engines:
-            for name, (some, every) in getattr(engine, "sampled", {}).items():
-                click.echo(f"  of layer {name}, {some} of {every} rows went through executor {engine.name}")
+        for name, layers in _sampled(engines).items():
+            for layer, rows in layers.items():
+                click.echo(f"  of layer {layer}, {rows['run']} of {rows['rows']} rows went through executor {name}")
     else:
         click.echo(f"different: {first}")
     if not result.equal:
         raise CheckFailedError("" if as_json else "the executors do not agree")
+
+
+def _sampled(engines: Sequence[Executor]) -> dict[str, dict[str, dict[str, int]]]:
+    """Of executors that run large layers in part: by name and layer, rows that went through them, and rows in all."""
+    found = {engine.name: getattr(engine, "sampled", {}) for engine in engines}
+    return {
+        name: {layer: {"run": some, "rows": every} for layer, (some, every) in layers.items()}
+        for name, layers in found.items()
+        if layers
+    }
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -282,6 +282,7 @@ def test_cost_of_units_and_formal_equality():
 @needs_simulator
 def test_a_net_is_exported_and_run(tmp_path):
     """A trained net: the executor gives every word, the folder checks itself and comes out the same twice."""
+    from lnsdeploy import cli
     from lnsdeploy.emulator.compare import compare
     from lnsdeploy.emulator.executor import ReferenceExecutor
     from lnsdeploy.emulator.rtl import RtlExecutor
@@ -301,6 +302,9 @@ def test_a_net_is_exported_and_run(tmp_path):
     assert compare([ReferenceExecutor(), few], artifact, x[:1]).equal
     assert few.sampled
     assert all(some < every for some, every in few.sampled.values())
+    told = cli._sampled([ReferenceExecutor(), few])
+    assert {(n, r["run"], r["rows"]) for n, r in told["rtl"].items()} == {(n, *r) for n, r in few.sampled.items()}
+    assert list(told) == ["rtl"]
 
     export_rtl(artifact, tmp_path / "a", x[:1], rows=2, cols=2)
     export_rtl(artifact, tmp_path / "b", x[:1], rows=2, cols=2)
