@@ -178,21 +178,6 @@ def _train_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _settings(pairs: Sequence[str], flag: str) -> dict[str, Any] | None:
-    """KEY=VALUE pairs; values are numbers, true and false, or text."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not key or not equals:
-            raise click.UsageError(f"{flag} takes KEY=VALUE, not {pair!r}")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        found[key] = value if isinstance(value, (bool, int, float)) else text
-    return found or None
-
-
 @cli.command()
 @_train_options
 def train(
@@ -221,18 +206,20 @@ def train(
       lnsdeploy train --init-from run --emulate forward --datapath mitchell-8 --epochs 5 --out tuned
       torchrun --nproc_per_node 2 -m lnsdeploy train --data digits --out run
     """
-    from lnsdeploy.evaluation.shards import processes
+    from lnsdeploy.evaluation.shards import device_of, processes
+    from lnsdeploy.fields import parse_setting
     from lnsdeploy.formats import default_gamma
     from lnsdeploy.training.trainer import config_from_options
     from lnsdeploy.training.trainer import train as run_training
 
     options["gamma"] = options["gamma"] or default_gamma(options["bits"])
-    for field, flag in (("model_settings", "--set"), ("optimizer_settings", "--opt")):
-        options[field] = _settings(options[field], flag)
+    for field in ("model_settings", "optimizer_settings"):
+        options[field] = dict(map(parse_setting, options[field])) or None
+    device = device or "cpu"
     with processes(_backend(device)) as shards:
         config = shards.together(
             lambda: config_from_options(
-                recipe=recipe, device=_device(device, shards), deterministic=False if fast else None, **options
+                recipe=recipe, device=str(device_of(device, shards)), deterministic=False if fast else None, **options
             )
         )
         with _progress("epochs", config.epochs or 1, shown=shards.is_first) as advance:
@@ -256,25 +243,13 @@ def train(
     click.echo(f"test accuracy {100 * result.accuracy:.2f} %{text}, {result.epochs} epochs, run in {result.run}")
 
 
-def _backend(device: str | None) -> str:
+def _backend(device: str) -> str:
     """What the processes of a training talk through."""
-    if device in (None, "cpu"):
+    if device == "cpu":
         return "gloo"
     import torch
 
     return "nccl" if torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1) else "gloo"
-
-
-def _device(device: str | None, shards: Shards) -> str | None:
-    """A device by its option; each process has a GPU of its own where there are enough."""
-    if device in (None, "cpu"):
-        return None
-    import torch
-
-    if device == "auto" and not torch.cuda.is_available():
-        return None
-    several = shards.local_world > 1 and torch.cuda.device_count() >= shards.local_world
-    return f"cuda:{shards.local_rank}" if several else "cuda" if device == "auto" else device
 
 
 # ---------------------------------------------------------------------------------------------------

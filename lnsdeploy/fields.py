@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,3 +43,18 @@ def check_string(field: str, value: Any) -> None:
     """Refuse what is not text."""
     if not isinstance(value, str):
         raise BadTypeError(f"{field} must be text, not {value!r}")
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """The name and value of ``KEY=VALUE``; a value is a number, true, false, or null as in JSON, or else a text.
+
+    Raises:
+        BadValueError: it is not of that form.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise BadValueError(f"a setting is KEY=VALUE, not {text!r}")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value

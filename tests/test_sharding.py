@@ -418,12 +418,12 @@ def test_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert [running._device("cuda", Shards(r, 4, r % 2, 2)).index for r in range(4)] == [0, 1, 0, 1]
-    assert running._device("auto", Shards()).type == "cuda"
-    assert running._device("cuda:1", Shards()).index == 1
+    assert [sharding.device_of("cuda", Shards(r, 4, r % 2, 2)).index for r in range(4)] == [0, 1, 0, 1]
+    assert sharding.device_of("auto", Shards()).type == "cuda"
+    assert sharding.device_of("cuda:1", Shards()).index == 1
     assert len(chosen) == 6
     with pytest.raises(BadValueError, match="there are 2 GPUs, counted from 0"):
-        running._device("cuda:2", Shards())
+        sharding.device_of("cuda:2", Shards())
 
 
 def test_an_environment_that_is_not_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:

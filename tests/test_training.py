@@ -32,10 +32,6 @@ def quick(**options: Any) -> TrainConfig:
     return config_from_options(**({"epochs": 2, "batch_size": 240} | options))
 
 
-def weights(folder: Path) -> bytes:
-    return (folder / runs.WEIGHTS).read_bytes()
-
-
 def losses(folder: Path) -> list[float]:
     with (folder / runs.STEPS).open(newline="") as handle:
         return [float(row["train_loss"]) for row in csv.DictReader(handle)]

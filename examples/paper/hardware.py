@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from examples.paper.common import Job, figure, images, parser_of, percent, run_all, table, train_job, write
+from examples.paper.common import Job, figure, images, parser_of, percent, run_all, table, write
 
 # Datapaths with little hardware: a converter of one entry into a linear accumulator, Mitchell's approximation in both
 # directions, a log adder with the table of Sanyal et al. 2020, and one with an accumulator as narrow as its words.
@@ -34,11 +34,6 @@ def look(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         for start in range(0, len(x), 500):
             right += int((run.model(x[start : start + 500]).argmax(1) == y[start : start + 500]).sum())
     return {"accuracy": right / len(x)}
-
-
-def tune(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """A fine-tuning; its accuracy is what the run says of itself, through the datapath where there is one."""
-    return train_job(folder, options)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,8 +63,7 @@ def main(argv: list[str] | None = None) -> int:
                     f"{short} after",
                     f"{short} after {seed}",
                     again | {"emulate": "forward", "datapath": path},
-                    tune,
-                    base,
+                    after=base,
                 ),
             ]
     results = run_all(jobs, options.out, options.workers)

@@ -195,7 +195,7 @@ def load_artifact(path: str | os.PathLike[str]) -> Artifact:
 
 def read_artifact(data: bytes, *, where: str) -> Artifact:
     """As :func:`load_artifact`, from bytes."""
-    model = _parse(data, where)
+    model = parse_model(data, where)
     try:
         return _interpret(model, data, where)
     except LNSError as error:
@@ -215,7 +215,12 @@ def read_artifact(data: bytes, *, where: str) -> Artifact:
         ) from error
 
 
-def _parse(data: bytes, where: str) -> Any:
+def parse_model(data: bytes, where: str) -> Any:
+    """onnx.ModelProto of a file's bytes.
+
+    Raises:
+        BadFileError: truncated, or not ONNX.
+    """
     onnx = _onnx()
     try:
         model = onnx.load_model_from_string(data)

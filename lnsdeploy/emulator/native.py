@@ -201,6 +201,11 @@ def unavailable() -> str | None:
     return _load()[1]
 
 
+def is_available() -> bool:
+    """Whether the native library can be used."""
+    return unavailable() is None
+
+
 def library() -> dict[str, Any]:
     """What `info` says: whether it is available, instruction sets, threads, and how it was built."""
     if why := unavailable():

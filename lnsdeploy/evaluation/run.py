@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +22,9 @@ from lnsdeploy.errors import BadValueError, LNSError, UnknownNameError
 from lnsdeploy.evaluation.inputs import Input
 from lnsdeploy.evaluation.models import PRETRAINED, RANDOM, Model, load_model, with_inputs
 from lnsdeploy.evaluation.samples import Batch, Samples, data_names, native_shape, open_samples, synthetic
-from lnsdeploy.evaluation.shards import Shards
+from lnsdeploy.evaluation.shards import Shards, device_of
 from lnsdeploy.evaluation.weights import digest
+from lnsdeploy.fields import parse_setting
 from lnsdeploy.recipe import LayerRecipe, Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -332,17 +332,7 @@ class Request:
         """
         known = {each.name for each in fields(cls)}
         found = {name: value for name, value in options.items() if name in known and value is not None}
-        return cls(source, settings=dict(_setting(text) for text in settings), **found)
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise BadValueError(f"a setting is KEY=VALUE, not {text!r}")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
+        return cls(source, settings=dict(parse_setting(text) for text in settings), **found)
 
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -432,7 +422,7 @@ def _checked(request: Request, shards: Shards) -> Any:
     """The arithmetic, if that, the data set, the executor and the device are there."""
     if request.data not in data_names():
         raise UnknownNameError("data set", request.data, data_names())
-    backend_for(request.executor, _device(request.device, shards))
+    backend_for(request.executor, device_of(request.device, shards))
     arithmetic = _arithmetic(request)
     resolve(arithmetic)
     return arithmetic
@@ -483,7 +473,7 @@ def evaluate(
         BadValueError: the model does not take the samples, or returns no finite numbers.
     """
     shards = shards or Shards()
-    work = shards.together(lambda: _Work(model, data, arithmetic, executor, _device(device, shards), batch, backward))
+    work = shards.together(lambda: _Work(model, data, arithmetic, executor, device_of(device, shards), batch, backward))
     batches = -(-len(data) // batch)
     own = list(shards.own(batches))
     if work.records:
@@ -610,30 +600,6 @@ class _Work:
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
         return x
-
-
-def _device(name: str, shards: Shards) -> torch.device:
-    """The device of this process: with several GPUs, each process of a machine has its own.
-
-    Raises:
-        BadValueError: there is no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise BadValueError(f"device must be cpu, cuda, cuda:N or auto, not {name!r}") from error
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise BadValueError(f"{name}: this torch finds no GPU here; use --device cpu")
-        count = torch.cuda.device_count()
-        index = shards.local_rank % count if device.index is None else device.index
-        if index >= count:
-            raise BadValueError(f"{name}: there are {count} GPUs, counted from 0")
-        device = torch.device("cuda", index)
-        torch.cuda.set_device(device)
-    return device
 
 
 def load_together(shards: Shards, source: str, *, weights: str | None, **options: Any) -> Model:

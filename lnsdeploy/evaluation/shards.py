@@ -11,9 +11,12 @@ import datetime
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lnsdeploy.errors import BadValueError, LNSError, MissingDependencyError, OtherProcessError, SilentExit
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -199,3 +202,29 @@ def _integer(name: str) -> int:
     if not text.isdecimal():
         raise BadValueError(f"{name} must be a number, not {text!r}: start processes with torchrun")
     return int(text)
+
+
+def device_of(name: str, shards: Shards) -> torch.device:
+    """The device of this process: with several GPUs, each process of a machine has its own.
+
+    Raises:
+        BadValueError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise BadValueError(f"device must be cpu, cuda, cuda:N or auto, not {name!r}") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise BadValueError(f"{name}: this torch finds no GPU here; use --device cpu")
+        count = torch.cuda.device_count()
+        index = shards.local_rank % count if device.index is None else device.index
+        if index >= count:
+            raise BadValueError(f"{name}: there are {count} GPUs, counted from 0")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    return device

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lnsdeploy.datapath import Datapath, for_format, load_datapath
 from lnsdeploy.emulator import artifact as artifacts
 from lnsdeploy.emulator import graph as g
 from lnsdeploy.emulator.executor import fastest, get_executor
-from lnsdeploy.errors import BadTypeError, BadValueError, MissingDependencyError, UnsupportedError
+from lnsdeploy.errors import BadTypeError, BadValueError, MissingDependencyError, UnknownNameError, UnsupportedError
 from lnsdeploy.exporters.calibration import FloatNet, Inputs, Preparation, Statistics, collect, load_inputs, synthetic
 from lnsdeploy.exporters.fidelity import Fidelity, measure
 from lnsdeploy.exporters.isolated import read_source
@@ -143,11 +143,10 @@ class Result:
 
     def sizes(self) -> dict[str, Any]:
         """Bytes before and after."""
-        words = [node.words for node in self.artifact.graph.nodes if isinstance(node, (g.Conv, g.Gemm))]
-        plans = [node.plan for node in self.artifact.graph.nodes if isinstance(node, (g.Conv, g.Gemm))]
-        bits = sum(w.size * plan.weight.bits for w, plan in zip(words, plans, strict=True))
-        stored = sum(stored_bytes(w.size, plan.weight.bits, self.packed) for w, plan in zip(words, plans, strict=True))
-        count = sum(w.size for w in words)
+        layers = [node for node in self.artifact.graph.nodes if isinstance(node, (g.Conv, g.Gemm))]
+        bits = sum(layer.words.size * layer.plan.weight.bits for layer in layers)
+        stored = sum(stored_bytes(layer.words.size, layer.plan.weight.bits, self.packed) for layer in layers)
+        count = sum(layer.words.size for layer in layers)
         return {
             "float_bytes": self.source.float_bytes,
             "parameters": self.source.parameters,
@@ -307,10 +306,6 @@ def peak_bytes() -> int:
 
 
 def _fields(choices: dict[str, Any]) -> dict[str, Any]:
-    from dataclasses import fields
-
-    from lnsdeploy.errors import UnknownNameError
-
     known = [entry.name for entry in fields(ExportOptions)]
     for key in choices:
         if key not in known:

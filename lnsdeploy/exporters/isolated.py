@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from lnsdeploy import errors
-from lnsdeploy.emulator.artifact import MAX_FILE_BYTES
+from lnsdeploy.emulator.artifact import MAX_FILE_BYTES, parse_model
 from lnsdeploy.errors import BadFileError, LNSError
-from lnsdeploy.exporters.source import ReadOptions, Source, load_libraries, normalise, parse_model, read_model
+from lnsdeploy.exporters.source import ReadOptions, Source, load_libraries, normalise, read_model
 
 # Address space for the libraries themselves and a net of a few hundred megabytes, and for each byte of a larger one.
 BASE_MEMORY = 8 << 30

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lnsdeploy.emulator.artifact import MAX_FILE_BYTES, METADATA
+from lnsdeploy.emulator.artifact import MAX_FILE_BYTES, METADATA, parse_model
 from lnsdeploy.errors import BadFileError, BadValueError, MissingDependencyError, UnsupportedError
 from lnsdeploy.files import read_bytes
 
@@ -124,22 +124,6 @@ def load_libraries() -> None:
 
 # ---------------------------------------------------------------------------------------------------
 # Reading a file
-
-
-def parse_model(data: bytes, where: str) -> Any:
-    """onnx.ModelProto of a file's bytes.
-
-    Raises:
-        BadFileError: truncated, or not ONNX.
-    """
-    onnx = _onnx()
-    try:
-        model = onnx.load_model_from_string(data)
-    except Exception as error:  # protobuf's errors have no common base class
-        raise BadFileError(f"{where}: truncated, or not an ONNX file") from error
-    if not model.graph.node:
-        raise BadFileError(f"{where}: not an ONNX file, or one without nodes")
-    return model
 
 
 def read_model(path: str | os.PathLike[str]) -> Any:

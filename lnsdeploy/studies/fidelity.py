@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lnsdeploy import __version__
 from lnsdeploy.errors import BadValueError
 from lnsdeploy.files import make_folder, write_json, write_text
+from lnsdeploy.studies.emulation import _bar
 from lnsdeploy.studies.page import _count, _duration, _inline_script, _missing, _percent, _small_share
 
 if TYPE_CHECKING:
@@ -142,18 +143,6 @@ def _size(count: float) -> str:
 def _row(layer: Mapping[str, Any]) -> Sequence[Any]:
     values = {**layer, "formats": " ".join(layer["formats"])}
     return ["" if values[name] is None else values[name] for name in COLUMNS]
-
-
-def _bar(value: float | None, top: float) -> str:
-    """A ratio as a horizontal bar of numbers only."""
-    if value is None:
-        return ""
-    length = 100 * min(max(value, 0.0), top) / top
-    return (
-        '<svg width="104" height="10" viewBox="0 0 104 10" aria-hidden="true">'
-        '<rect x="0" y="1" width="100" height="8" fill="var(--grid)"/>'
-        f'<rect x="0" y="1" width="{length:.1f}" height="8" fill="#0072B2"/></svg>'
-    )
 
 
 def _chart(points: Sequence[tuple[str, float | None]], top: float) -> str:

@@ -206,11 +206,6 @@ def _round_piece(
     return (values & ~negative) | (smallest & negative)
 
 
-@lru_cache(maxsize=1)
-def _has_native() -> bool:
-    return native.unavailable() is None
-
-
 def _round_natively(x: Tensor, fmt: LNSFormat, limits: _Limits, underflow: Underflow, name: str) -> Tensor:
     """:func:`_round` by the native library, in one pass and all of torch's threads."""
     made = torch.empty_like(x)
@@ -273,16 +268,15 @@ def _quantize(
             limits = _limits(fmt, channels.tobytes())
     if limits is None:
         return _quantize_widely(x, fmt, offset, axis, underflow, mask, name)
+    flat = x.detach().to(torch.float32).contiguous().view(len(limits.low), -1)
     if x.device.type != "cpu":
-        flat = x.detach().to(torch.float32).contiguous().view(len(limits.low), -1)
         made = _round_tensor(flat, fmt, limits, underflow, name).view(torch.float32).view(x.shape).to(x.dtype)
         if not mask:
             return made, None
         high = torch.from_numpy(limits.high).to(x.device)
         return made, ((flat.view(torch.int32) & int(_MAGNITUDE)) > high).view(x.shape)
-    flat = x.detach().to(torch.float32).contiguous().view(len(limits.low), -1)
     array = flat.numpy()
-    if _has_native():
+    if native.is_available():
         values = _round_natively(flat, fmt, limits, underflow, name)
     else:
         values = torch.from_numpy(_round(array, fmt, limits, underflow, name).view(np.float32))
@@ -400,7 +394,8 @@ class _QuantizedBackward(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         fmt, method, per_channel, shared, name = ctx.rule
         grad = averaged(grads[0]) if shared else grads[0]
-        return quantize_now(grad, fmt, method=method, per_channel=per_channel, name=name), *[None] * 5
+        made = quantize_now(grad, fmt, method=method, per_channel=per_channel, shared=shared, name=name)
+        return made, *[None] * 5
 
 
 def quantize_backward(
@@ -435,12 +430,19 @@ def quantize_backward(
 
 
 def quantize_now(
-    x: Tensor, fmt: LNSFormat, *, method: Method = "absmax", per_channel: bool = False, name: str = "tensor"
+    x: Tensor,
+    fmt: LNSFormat,
+    *,
+    method: Method = "absmax",
+    per_channel: bool = False,
+    shared: bool = False,
+    name: str = "tensor",
 ) -> Tensor:
     """decode(encode(x)) with offsets calibrated on `x` itself (spec 2.6).
 
     Args:
         x, fmt, method, per_channel, name: as in :func:`quantize_backward`.
+        shared: whether all processes of a training have the same `x`, so that none need be asked for its maximum.
 
     Raises:
         BadValueError: NaN or infinity in `x`.
@@ -450,13 +452,8 @@ def quantize_now(
     found: int | npt.NDArray[np.int64]
     if method == "absmax" and not per_channel:
         # the largest of all processes, since each has but its part of the batch
-        maximum = largest(_absmax(x))
-        if not math.isfinite(maximum):
-            raise BadValueError(
-                f"{name} contains NaN or infinity: training has diverged (lower the learning rate), or the data is "
-                "damaged"
-            )
-        found = _offset(maximum, fmt)
+        maximum = _absmax(x) if shared else largest(_absmax(x))
+        found = _offset(_finite(maximum, name), fmt)
     else:
         found = calibrate_weight(x, fmt, method=method, per_channel=per_channel, name=name)
     offset = torch.from_numpy(found) if isinstance(found, np.ndarray) else found
@@ -516,7 +513,7 @@ def calibrate_weight(
     if method == "absmax" and weight.dtype in (torch.float32, torch.float64) and weight.numel():
         tensor, channels = weight.detach(), len(weight) if per_channel else 1
         maxima: npt.NDArray[Any]
-        if tensor.device.type == "cpu" and tensor.dtype == torch.float32 and _has_native():
+        if _is_native(tensor):
             maxima = _maxima(tensor, channels)
         else:
             low, high = torch.aminmax(tensor.reshape(channels, -1), dim=1)
@@ -529,21 +526,31 @@ def calibrate_weight(
     if method == "lsq" or array.dtype not in (np.float32, np.float64) or not array.size:
         found = calibrate(weight, fmt, method=method, axis=0 if per_channel else None, percentile=PERCENTILE, name=name)
         return found if per_channel else int(found)
-    rows_of = np.abs(array).reshape(len(array) if per_channel else 1, -1)
-    if method == "percentile":
-        rank = max(math.ceil(rows_of.shape[1] * PERCENTILE / 100), 1) - 1
-        maxima = np.partition(rows_of, rank, axis=1)[:, rank]
-    else:
-        maxima = rows_of.max(axis=1)
-    if not np.isfinite(rows_of).all():
+    rows = np.abs(array).reshape(len(array) if per_channel else 1, -1)
+    rank = max(math.ceil(rows.shape[1] * PERCENTILE / 100), 1) - 1
+    maxima = np.partition(rows, rank, axis=1)[:, rank]
+    if not np.isfinite(rows).all():
         raise BadValueError(f"{name} contains NaN or infinity; it cannot be calibrated")
     offsets = offsets_for(maxima, fmt)
     return offsets if per_channel else int(offsets[0])
 
 
+def _finite(maximum: float, name: str) -> float:
+    if not math.isfinite(maximum):
+        raise BadValueError(
+            f"{name} contains NaN or infinity: training has diverged (lower the learning rate), or the data is damaged"
+        )
+    return maximum
+
+
+def _is_native(x: Tensor) -> bool:
+    """Whether the native library finds a tensor's maxima."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and native.is_available()
+
+
 def _absmax(x: Tensor) -> float:
     """The largest magnitude, NaN where there is one; reads the tensor once."""
-    if x.device.type == "cpu" and x.dtype == torch.float32 and _has_native():
+    if _is_native(x):
         return float(_maxima(x, 1)[0])
     low, high = torch.aminmax(x.detach())
     return max(-float(low), float(high))
@@ -615,12 +622,7 @@ class ActivationQuantizer(nn.Module):
         """
         if not x.numel():
             return
-        found = largest(self._batch_maximum(x.detach()))
-        if not math.isfinite(found):
-            raise BadValueError(
-                f"{self.name} contains NaN or infinity: training has diverged (lower the learning rate), "
-                "or the data is damaged"
-            )
+        found = _finite(largest(self._batch_maximum(x.detach())), self.name)
         before = float(self.maximum)
         if before < 0:
             after = found

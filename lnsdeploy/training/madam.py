@@ -26,7 +26,6 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain
 from numbers import Integral, Real
 from typing import Any, Literal, overload
@@ -65,6 +64,8 @@ _LN2 = math.log(2.0)
 # Stream of the random bits that draw the first codes; updates use streams 1, 2, 3, …
 _INIT_STREAM = 1 << 63
 
+
+_has_native = native.is_available
 
 # One call each into C++, whatever the number of tensors.
 _flatten: Callable[[list[Tensor]], Tensor] = torch._utils._flatten_dense_tensors
@@ -798,17 +799,11 @@ class IntegerMadam(_LogOptimizer):
 
         Returns: as :meth:`lns_tensors`; the same where `compute_bits` is not given.
         """
-        found: list[LNSTensor | None] = []
-        for param, where in self._named():
-            if not self._has_codes(param):
-                found.append(None)
-                continue
-            state = self.state[param]
-            fmt, drop = _upper(state, where)
-            codes = _upper_codes(state["codes"].to(torch.int64), fmt, drop)
-            offset, axis = _offset_and_axis(state["offset"])
-            found.append(LNSTensor(_words(codes, fmt), fmt, offset >> drop, axis))
-        return found
+        named = zip(self._named(), self.lns_tensors(), strict=True)
+        return [
+            None if tensor is None else upper_words(tensor, self.state[param]["compute_bits"], where)
+            for (param, where), tensor in named
+        ]
 
     @torch.no_grad()
     def encode_parameters(self, *, recalibrate: bool = False) -> None:
@@ -1224,11 +1219,6 @@ def _normalised(entry: _Entry, scalars: _Scalars, dtype: torch.dtype | None = No
     return (root * grad).view(-1)
 
 
-@lru_cache(maxsize=1)
-def _has_native() -> bool:
-    return native.unavailable() is None
-
-
 def _is_native(block: _Block, *tensors: Tensor) -> bool:
     """Whether the native library does the rest of a block's step: on the CPU, with float32 numbers throughout."""
     # Second moments stay with torch: whether it rounds once or twice there depends on how it was compiled.
@@ -1438,6 +1428,27 @@ def _upper_codes(codes: Tensor, fmt: LNSFormat, drop: int) -> Tensor:
         return codes
     magnitudes = ((codes.abs() + (1 << (drop - 1))) >> drop).clamp(1, fmt.max_code)
     return magnitudes * torch.sign(codes)
+
+
+def upper_words(tensor: LNSTensor, bits: int, where: str = "words") -> LNSTensor:
+    """The words that the upper `bits` bits of integer weights are: what a parameter of :class:`LNSMadam` holds.
+
+    Args:
+        tensor: codes as words, as :meth:`IntegerMadam.lns_tensors` gives them.
+        bits: of the shorter words, the sign among them.
+        where: names the words in error messages.
+
+    Raises:
+        BadTypeError, BadValueError: codes of that format and offset have no upper words of `bits` bits.
+    """
+    fmt = _compute_format(tensor.format.bits, tensor.format.gamma, bits, where)
+    drop = tensor.format.bits - fmt.bits
+    codes, negative = tensor.format.split(tensor.words)
+    signed = torch.from_numpy(np.where(negative, -codes.astype(np.int64), codes))
+    offset = np.asarray(tensor.offset) >> drop
+    return LNSTensor(
+        _words(_upper_codes(signed, fmt, drop), fmt), fmt, offset if offset.ndim else int(offset), tensor.axis
+    )
 
 
 def _first_offset(param: Tensor, group: dict[str, Any], fmt: LNSFormat, compute_bits: int, where: str) -> int | Tensor:

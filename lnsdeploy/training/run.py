@@ -34,6 +34,7 @@ from lnsdeploy.formats import METHODS, LNSFormat, LNSTensor, Method
 from lnsdeploy.recipe import FLOAT, GRANULARITIES, Granularity, LayerRecipe, Recipe
 from lnsdeploy.training.data import Dataset, data_names, load_data
 from lnsdeploy.training.layers import prepare_
+from lnsdeploy.training.madam import upper_words
 from lnsdeploy.training.models import MODELS, build_model, runs_code
 from lnsdeploy.training.text import Text, is_text
 
@@ -695,17 +696,10 @@ def _are_words_of(tensor: LNSTensor, values: npt.NDArray[Any], compute_bits: Any
     """Whether values are those of words, or of their upper bits."""
     if compute_bits is None:
         return np.array_equal(tensor.decode(), values)
-    if not isinstance(compute_bits, int) or not 2 <= compute_bits <= tensor.format.bits:
+    try:
+        return np.array_equal(upper_words(tensor, compute_bits).decode(), values)
+    except LNSError:
         return False
-    drop = tensor.format.bits - compute_bits
-    if tensor.format.gamma % (1 << drop):
-        return False
-    upper = LNSFormat(compute_bits, tensor.format.gamma >> drop)
-    codes, negative = tensor.format.split(tensor.words)
-    shorter = np.clip((codes.astype(np.int64) + (1 << drop >> 1)) >> drop, 1, upper.max_code) * (codes > 0)
-    offset = np.asarray(tensor.offset) >> drop
-    made = LNSTensor(upper.join(shorter, negative), upper, offset if offset.ndim else int(offset), tensor.axis)
-    return np.array_equal(made.decode(), values)
 
 
 def _read_words(

@@ -171,14 +171,8 @@ def make_feed(config: TrainConfig, data: Dataset | Text) -> Feed:
     """
     device = torch.device(config.device)
     if isinstance(data, Text):
-        # the transformer's own setting; a model of the user's may have one of that name
-        return TextFeed(data, context=context_of(config), limit=config.limit, seed=config.seed, device=device)
+        return TextFeed(data, context=config.context or CONTEXT, limit=config.limit, seed=config.seed, device=device)
     return ImageFeed(data, augment=config.augment, limit=config.limit, seed=config.seed, device=device)
-
-
-def context_of(config: TrainConfig) -> int:
-    """Characters that a model of text sees."""
-    return config.context or CONTEXT
 
 
 def load_any(config: TrainConfig) -> Dataset | Text:
@@ -304,7 +298,7 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
         "linear": 1 - part,
         "step": 0.01 if part >= 0.75 else 0.1 if part >= 0.5 else 1.0,
     }
-    return config.lr * (shapes[config.schedule] if warm == 1 else shapes[config.schedule] * warm)
+    return config.lr * (shapes[config.schedule] * warm)
 
 
 class _Training:
@@ -510,15 +504,13 @@ class _Training:
             loss, right, count = (float(v) for v in notes.get("sums", (0.0, 0.0, 0.0)))
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise BadFileError(f"{path}: damaged metadata ({error!r}); begin anew with --restart") from error
-        if len(rows) > self.epochs or not 0 <= batch < self.batches:
-            raise BadFileError(
-                f"{path}: {len(rows)} epochs, though only {self.epochs} are asked for"
-                if len(rows) > self.epochs
-                else f"{path}: batch {batch} of an epoch that has {self.batches}"
-            )
+        if len(rows) > self.epochs:
+            raise BadFileError(f"{path}: {len(rows)} epochs, though only {self.epochs} are asked for")
+        if not 0 <= batch < self.batches:
+            raise BadFileError(f"{path}: batch {batch} of an epoch that has {self.batches}")
         done = len(rows) * self.batches + batch
         losses = arrays.pop(_LOSSES, np.full(done, np.nan))
-        if losses.dtype != np.float64 or losses.shape not in ((done,), (1,) if not done else (done,)):
+        if losses.dtype != np.float64 or losses.shape != (done,):
             raise BadFileError(f"{path}: losses of {losses.shape} steps, not {done}; begin anew with --restart")
         model = {k.removeprefix(_MODEL): v for k, v in arrays.items() if k.startswith(_MODEL)}
         runs.load_model_state(self.model, model, str(path))
@@ -543,7 +535,7 @@ class _Training:
             self.optimizer.load_state_dict(saved)
         except (LNSError, KeyError, ValueError, RuntimeError) as error:
             raise BadFileError(f"{path}: {error}; begin anew with --restart") from error
-        self.history, self.losses = rows, losses[:done].tolist()
+        self.history, self.losses = rows, losses.tolist()
         self.batch, self.sums, self.seconds = batch, (loss, right, count), seconds
 
     # -- the end ------------------------------------------------------------------------------------
