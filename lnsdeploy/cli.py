@@ -22,6 +22,7 @@ from lnsdeploy import __version__
 from lnsdeploy.errors import BadFileError, BadValueError, CheckFailedError, LNSError, SilentExit, UnknownNameError
 
 if TYPE_CHECKING:
+    from lnsdeploy.cost.system import Whole
     from lnsdeploy.emulator.artifact import Artifact
     from lnsdeploy.emulator.executor import Executor
     from lnsdeploy.evaluation.shards import Shards
@@ -466,9 +467,27 @@ def _export_rtl(run: Path, output: Path, datapath: str | None, data_dir: Path | 
 @click.option("--runs", type=click.IntRange(1, 99), default=3, show_default=True, help="Perturbed syntheses a unit.")
 @click.option("--no-baselines", "alone", is_flag=True, help="Without int8, int4, fp8 and bf16.")
 @click.option("--model", "modelled", is_flag=True, help="Estimate in milliseconds, without Yosys.")
+@click.option("--energy", "with_energy", is_flag=True, help="Also the gates' switching a product.")
+@click.option(
+    "--net",
+    type=click.Path(path_type=Path, exists=True),
+    default=None,
+    metavar="MODEL.onnx|RUN",
+    help="A net on an array: clocks, traffic, memories' energy, switching under its own operands.",
+)
+@click.option("--system", type=click.Path(path_type=Path), default=None, metavar="FILE", help="The array's TOML. [net]")
 @_json
 def cost(
-    datapath: str, lanes: int, liberty: Path | None, runs: int, alone: bool, modelled: bool, as_json: bool
+    datapath: str,
+    lanes: int,
+    liberty: Path | None,
+    runs: int,
+    alone: bool,
+    modelled: bool,
+    with_energy: bool,
+    net: Path | None,
+    system: Path | None,
+    as_json: bool,
 ) -> None:
     """Transistors and logic depth of a datapath's units, beside baselines written the same way.
 
@@ -480,29 +499,73 @@ def cost(
       lnsdeploy cost lns-madam-8
       lnsdeploy cost gauss-8 --lanes 16 --json
       lnsdeploy cost gauss-8 --lanes 16 --model
+      lnsdeploy cost gauss-8 --net run --json
     """
+    if system is not None and net is None:
+        raise BadValueError("--system describes the array of a net: give --net too")
     if modelled:
-        _cost_model(datapath, lanes, liberty, alone, as_json)
+        _cost_model(datapath, lanes, liberty, net, with_energy, system, alone, as_json)
         return
+    from lnsdeploy.cost import energy
     from lnsdeploy.cost.table import make_table
+    from lnsdeploy.datapath import load_datapath
 
+    on_array = _cost_net(net, datapath, system, True) if net is not None else None
+    switching = on_array.energy if on_array is not None else None
+    if switching is None and with_energy:
+        stream = energy.made_up_stream(load_datapath(datapath))
+        switching = energy.energy([stream], operands="made up: normal weights, half of the activations zero")
     with _progress("units", 1) as advance:
         table = make_table(
             datapath, lanes=lanes, liberty=liberty, runs=runs, with_baselines=not alone, progress=advance
         )
     if as_json:
-        _print_json(table.to_dict())
-    else:
-        click.echo(table.text())
+        found = table.to_dict()
+        if switching is not None:
+            found["energy"] = switching.to_dict()
+        if on_array is not None:
+            found["system"] = on_array.to_dict()
+        _print_json(found)
+        return
+    click.echo(table.text())
+    if on_array is not None:
+        click.echo("\n" + on_array.text())
+    elif switching is not None:
+        told = switching.to_dict()
+        click.echo(f"\n{told['unit']}, operands {told['operands']}; without glitches in brackets")
+        click.echo(f"{'mac':<32} {told['per_mac']:>11.0f} ({told['settled']:.0f})")
+        for name, value in told["baselines"].items():
+            click.echo(f"{name:<32} {value:>11.0f} ({told['settled_baselines'][name]:.0f})")
 
 
-def _cost_model(datapath: str, lanes: int, liberty: Path | None, alone: bool, as_json: bool) -> None:
+def _cost_net(net: Path, datapath: str, system: Path | None, with_energy: bool) -> Whole:
+    """`cost --net`."""
+    from lnsdeploy.cost.system import System, whole
+
+    artifact = _open(net, datapath, None, None, None)
+    artifact.require_intact()
+    inputs = _dataset(artifact, None, None).test_x[:4]
+    return whole(artifact, inputs, system=System.load(system), with_energy=with_energy)
+
+
+def _cost_model(
+    datapath: str,
+    lanes: int,
+    liberty: Path | None,
+    net: Path | None,
+    with_energy: bool,
+    system: Path | None,
+    alone: bool,
+    as_json: bool,
+) -> None:
     """`cost --model`."""
     from lnsdeploy.cost import model
     from lnsdeploy.datapath import load_datapath
 
-    if liberty is not None:
-        raise BadValueError("--liberty needs a synthesis: leave out --model")
+    for option, given in (("--liberty", liberty is not None), ("--energy", with_energy)):
+        if given:
+            raise BadValueError(f"{option} needs a synthesis: leave out --model")
+    on_array = _cost_net(net, datapath, system, False) if net is not None else None
     found = model.estimate(load_datapath(datapath), lanes)
     beside = {} if alone else model.baselines(lanes)
     if as_json:
@@ -511,9 +574,12 @@ def _cost_model(datapath: str, lanes: int, liberty: Path | None, alone: bool, as
             found.to_dict()
             | {"tool": f"model of {fitted['tool']}", "errors": fitted["errors"]}
             | {"baselines": {name: row.to_dict() for name, row in beside.items()}}
+            | ({"system": on_array.to_dict()} if on_array is not None else {})
         )
-    else:
-        click.echo(model.text(found, beside))
+        return
+    click.echo(model.text(found, beside))
+    if on_array is not None:
+        click.echo("\n" + on_array.text())
 
 
 @cli.command()

@@ -1,7 +1,7 @@
 """Energy of a unit from the toggles of its gates under a stream of operands (docs/cost.md).
 
-The netlist that synthesis makes is simulated here, gate by gate with a delay of one for each, so that glitches count; 256
-streams run side by side in the bits of machine words. Every change of a net is weighed by the transistors whose gates
+The netlist that synthesis makes is simulated here, gate by gate with a delay of one for each, so that glitches count;
+many streams run side by side in the bits of machine words. Every change of a net is weighed by the transistors whose gates
 the net drives. That is a unit of its own, the charge of one transistor's gate: it compares units of one technology, and
 says nothing in joules.
 """
@@ -33,7 +33,7 @@ UNIT = "transistor gates charged or discharged a product"
 PIN_LOAD = 2
 # Transistors of a flip-flop of 16 that its clock drives; both edges of every clock.
 CLOCK_LOAD = 8
-STREAMS, STEPS = 256, 48
+STREAMS, STEPS = 64, 32
 
 Bits = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -103,6 +103,11 @@ class Toggles:
     def energy(self) -> float:
         """Of one product, in :data:`UNIT`."""
         return (self.weighted + self.clock) / self.steps
+
+    @property
+    def settled_energy(self) -> float:
+        """The same without glitches."""
+        return (self.settled + self.clock) / self.steps
 
 
 class Netlist:
@@ -289,9 +294,7 @@ def lns_inputs(stream: Stream, pe: PEParameters) -> Bits:
     a, w = stream.a.astype(np.int64), stream.w.astype(np.int64)
     valid = np.ones((*a.shape, 1), dtype=np.uint8)
     scale = np.broadcast_to(scales, a.shape)
-    return np.concatenate(
-        [valid, _bits(a, v["A_BITS"]), _bits(w, v["W_BITS"]), _bits(scale, v["SCALE_BITS"])], axis=2
-    )
+    return np.concatenate([valid, _bits(a, v["A_BITS"]), _bits(w, v["W_BITS"]), _bits(scale, v["SCALE_BITS"])], axis=2)
 
 
 def integer_inputs(values: tuple[Floats, Floats], bits: int) -> Bits:
@@ -336,7 +339,8 @@ class Energy:
         per_product: in :data:`UNIT`.
         clock: the part of it that the registers' clock takes.
         glitches: the share of the gates' changes that a settled net would not have made.
-        baselines: the same of each baseline.
+        baselines: per_product of each baseline.
+        settled_baselines: the same without glitches.
         operands: where the stream comes from.
         products: of the stream.
     """
@@ -345,26 +349,46 @@ class Energy:
     clock: float
     glitches: float
     baselines: Mapping[str, float]
+    settled_baselines: Mapping[str, float]
     operands: str
     products: int
 
+    @property
+    def settled(self) -> float:
+        """per_product without glitches."""
+        return self.clock + (self.per_product - self.clock) * (1 - self.glitches)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        int8 = self.baselines.get("int8 mac, 32-bit")
+        name = "int8 mac, 32-bit"
+        int8, calm = self.baselines.get(name), self.settled_baselines.get(name)
         return {
             "unit": UNIT,
             "per_mac": round(self.per_product, 1),
             "clock": round(self.clock, 1),
             "glitches": round(self.glitches, 3),
+            "settled": round(self.settled, 1),
             "relative_to_int8": round(self.per_product / int8, 3) if int8 else None,
+            "settled_relative_to_int8": round(self.settled / calm, 3) if calm else None,
             "baselines": {name: round(value, 1) for name, value in self.baselines.items()},
+            "settled_baselines": {name: round(value, 1) for name, value in self.settled_baselines.items()},
             "operands": self.operands,
             "products": self.products,
         }
 
 
-def energy(streams: Sequence[Stream], *, operands: str, with_baselines: bool = True) -> Energy:
-    """Energy of a product on the scalar MACs of some streams' plans; every stream counts by its products.
+def energy(
+    streams: Sequence[Stream],
+    *,
+    operands: str,
+    with_baselines: bool = True,
+    weights: Sequence[float] | None = None,
+) -> Energy:
+    """Energy of a product on the scalar MACs of some streams' plans.
+
+    Args:
+        operands: where the streams come from, for people.
+        weights: how much each stream counts, say its layer's products; by default all the same.
 
     The MACs' scale is a port that holds still within a product, as in an array that runs every layer.
 
@@ -388,15 +412,22 @@ def energy(streams: Sequence[Stream], *, operands: str, with_baselines: bool = T
                 (units.fp8_mac(), fp8_inputs(values)),
             ):
                 beside.setdefault(design.name, []).append(netlist(design).run(inputs))
-    products = sum(run.steps for run in runs)
-    gates = sum(run.weighted for run in runs)
+    share = np.array(weights if weights is not None else [1.0] * len(runs), dtype=float)
+    share = share / share.sum()
+
+    def mean(values: Sequence[float]) -> float:
+        return float(share @ np.array(values))
+
+    gates = mean([run.weighted / run.steps for run in runs])
+    calm = mean([run.settled / run.steps for run in runs])
     return Energy(
-        _mean(runs),
-        sum(run.clock for run in runs) / products,
-        1 - sum(run.settled for run in runs) / gates if gates else 0.0,
-        {name: _mean(found) for name, found in beside.items()},
+        mean([run.energy for run in runs]),
+        mean([run.clock / run.steps for run in runs]),
+        1 - calm / gates if gates else 0.0,
+        {name: mean([run.energy for run in found]) for name, found in beside.items()},
+        {name: mean([run.settled_energy for run in found]) for name, found in beside.items()},
         operands,
-        products,
+        sum(run.steps for run in runs),
     )
 
 
@@ -404,7 +435,3 @@ def _alike(streams: Sequence[Stream], one: Stream) -> list[Stream]:
     from lnsdeploy.rtl.parameters import key_of
 
     return [stream for stream in streams if key_of(stream.plan) == key_of(one.plan)]
-
-
-def _mean(runs: Sequence[Toggles]) -> float:
-    return sum(run.weighted + run.clock for run in runs) / sum(run.steps for run in runs)

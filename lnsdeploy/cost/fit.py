@@ -43,7 +43,7 @@ POINTS = HERE / "points.json"
 MODEL = HERE / "model.json"
 RUNS = 3
 # Lanes of the baselines' elements that are synthesised; between them the model is linear.
-BASELINE_LANES = (1, 2, 4, 8, 16)
+BASELINE_LANES = (1, 2, 4, 8)
 # Remainder bins, of which the pseudo-random configurations have few: log2 of their number, width, overflow.
 BINNED = (
     (2, 16, "saturate"),

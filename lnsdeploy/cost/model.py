@@ -546,7 +546,7 @@ def text(found: Estimate, beside: Mapping[str, UnitEstimate]) -> str:
     held = coefficients()["errors"]["held_out"]
     tool = coefficients()["tool"]
     lines = [
-        f"{found.datapath} ({found.fingerprint}), analytical model fitted to {tool}; on configurations that were held out "
+        f"{found.datapath} ({found.fingerprint}), analytical model fitted to {tool}; on configurations held out "
         f"the median error is {held['transistors']['median']:.0%}, the largest {held['transistors']['largest']:.0%}",
         "",
         f"{'unit':<32} {'transistors':>11} {'depth':>6}  parts",
@@ -556,5 +556,5 @@ def text(found: Estimate, beside: Mapping[str, UnitEstimate]) -> str:
             parts = ", ".join(f"{part} {value:.0f}" for part, value in row.parts.items())
             lines.append(f"{name:<32} {row.transistors:>11.0f} {row.depth:>6.0f}  {parts}".rstrip())
         lines.append("")
-    lines.append(f"table bits of {found.unit}: {found.table_bits}")
+    lines = [*lines[: -1 if not beside else None], f"table bits of {found.unit}: {found.table_bits}"]
     return "\n".join(lines)
