@@ -1,9 +1,9 @@
 """Energy of a unit from the toggles of its gates under a stream of operands (docs/cost.md).
 
 The netlist that synthesis makes is simulated here, gate by gate with a delay of one for each, so that glitches count;
-many streams run side by side in the bits of machine words. Every change of a net is weighed by the transistors whose gates
-the net drives. That is a unit of its own, the charge of one transistor's gate: it compares units of one technology, and
-says nothing in joules.
+many streams run side by side in the bits of machine words. Every change of a net is weighed by the transistors whose
+gates the net drives. That is a unit of its own, the charge of one transistor's gate: it compares units of one
+technology, and says nothing in joules.
 """
 
 from __future__ import annotations
