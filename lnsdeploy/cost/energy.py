@@ -174,7 +174,7 @@ class Netlist:
         nets = np.zeros((self.nets, streams // 64), dtype=np.uint64)
         nets[1] = ~np.uint64(0)
         wires = np.array(self.ports["in_i"][::-1])
-        packed = np.packbits(inputs.transpose(0, 2, 1), axis=2).view(np.uint64)
+        packed = np.ascontiguousarray(np.packbits(inputs.transpose(0, 2, 1), axis=2)).view(np.uint64)
         for name in ("rst_ni", "in_valid_i", "out_ready_i"):
             nets[self.ports[name]] = ~np.uint64(0)
         nets[wires] = packed[0]
