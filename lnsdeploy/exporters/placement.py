@@ -23,6 +23,11 @@ from lnsdeploy.formats import Words, decode
 
 # Sums are followed term by term over at most this many (rows × channels × bins).
 _SAMPLE = 1 << 18
+# And over as many products in all, but for a few rows that are always followed.
+_WORK = 1 << 26
+_ROWS = 16
+# Of products of two tensors, as many are followed.
+_SLICES = 16
 
 
 def place_dot(
@@ -64,6 +69,22 @@ def place_dot(
         ],
         dtype=np.int64,
     )
+
+
+def place_matmul(plan: DotPlan, a: Words, b: Words, headroom: float) -> DotPlan:
+    """As :func:`place_dot`, for products of two tensors: one λ or o_acc for all (spec 7.4).
+
+    Args:
+        a: words [..., M, K]; b: words [..., K, N].
+    """
+    x, w = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
+    some = sorted({int(i) for i in np.linspace(0, max(len(x) - 1, 0), min(len(x), _SLICES))})
+    placed = [place_dot(plan, x[i], np.ascontiguousarray(w[i].T), None, headroom)[0] for i in some]
+    if not placed:
+        return plan
+    if plan.datapath.is_linear:
+        return replace(plan, lsb=max(p.lsb for p in placed))
+    return replace(plan, acc_offset=max(int(np.max(p.acc_offset)) for p in placed))
 
 
 def place_convolution(
@@ -120,8 +141,8 @@ def _rounded(value: Fraction, shift: int, gamma: int, lsb: int) -> int:
     return math.floor(exact + Fraction(1, 2))
 
 
-def _sample_rows(rows: int, width: int) -> npt.NDArray[np.intp]:
-    count = min(rows, max(_SAMPLE // max(width, 1), 16))
+def _sample_rows(rows: int, width: int, depth: int) -> npt.NDArray[np.intp]:
+    count = min(rows, max(min(_SAMPLE // max(width, 1), _WORK // max(width * depth, 1)), _ROWS))
     return np.unique(np.linspace(0, max(rows - 1, 0), count).astype(np.intp)) if rows else np.zeros(0, np.intp)
 
 
@@ -129,7 +150,7 @@ def _largest_linear(plan: DotPlan, x: Words, w: Words, bias: npt.NDArray[np.floa
     """The largest magnitude that a partial sum (of any bin) takes, in units of each channel's 2^(S/γ)."""
     accumulator = plan.datapath.linear
     bins, f = accumulator.bins, plan.gamma.bit_length() - 1
-    some = x[_sample_rows(x.shape[0], bins * w.shape[0])]
+    some = x[_sample_rows(x.shape[0], bins * w.shape[0], w.shape[1])]
     a, a_signs = plan.activation.split(some)
     b, b_signs = plan.weight.split(w)
     a, b = a * plan.widen_activation, b * plan.widen_weight
@@ -156,7 +177,7 @@ def _largest_linear(plan: DotPlan, x: Words, w: Words, bias: npt.NDArray[np.floa
 
 def _largest_log(plan: DotPlan, x: Words, w: Words, bias: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The largest magnitude of a partial sum of each output channel."""
-    some = x[_sample_rows(x.shape[0], w.shape[0])]
+    some = x[_sample_rows(x.shape[0], w.shape[0], w.shape[1])]
     a = decode(some, plan.activation, plan.input_offset, np.float64)
     b = decode(w, plan.weight, plan.weight_offset, np.float64, axis=0 if np.ndim(plan.weight_offset) else None)
     acc = np.broadcast_to(bias, (a.shape[0], b.shape[0])).copy()
