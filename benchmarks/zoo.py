@@ -34,8 +34,8 @@ LIGHT = (
 )
 TIMM = ("resnet18", "mobilenetv3_large_100", "efficientnet_b0", "vit_tiny_patch16_224")
 FORMATS = ("8:8", "16:1024")
-# Small inputs, where a net's shape needs others than 64.
-SMALL = {"bvlc_alexnet": 80, "zfnet512": 80, "inception_v1": 64, "vit_tiny_patch16_224": 32}
+# Small inputs, for executors that take their time.
+SMALL = 32
 EXECUTORS = ("cpu", "ort", "ort-functions", "torch")
 
 
@@ -68,7 +68,7 @@ def light(name: str, size: int = 224, seed: int = 0) -> ModelProto:
             made[tensor.name] = list(tensor.dims)
     reads = _reads(kept)
     filled = {weight: _filled(random, dims, *_role(weight, reads)) for weight, dims in made.items() if weight in reads}
-    data = [i.name for i in graph.input if i.name not in shapes][0]
+    data = next(i.name for i in graph.input if i.name not in shapes)
     del graph.node[:]
     graph.node.extend(kept)
     constants = [t for t in graph.initializer if t.name not in filled and t.name in reads]
@@ -121,7 +121,7 @@ def _shrink(model: ModelProto, filled: dict[str, np.ndarray], random: np.random.
     targets: dict[str, np.ndarray] = {}
     for node in graph.node:
         x = shapes.get(node.input[0])
-        if node.op_type == "AveragePool" and x is not None:
+        if node.op_type in ("AveragePool", "MaxPool") and x is not None:
             for attribute in node.attribute:
                 if attribute.name == "kernel_shape" and attribute.ints[0] > x[2]:
                     attribute.ints[:] = x[2:]
@@ -138,8 +138,7 @@ def _shrink(model: ModelProto, filled: dict[str, np.ndarray], random: np.random.
         if node.op_type == "Gemm" and x is not None and x[1] != filled[node.input[1]].shape[1]:
             filled[node.input[1]] = _filled(random, [filled[node.input[1]].shape[0], x[1]], "Gemm", 1)
             constants[node.input[1]] = filled[node.input[1]]
-        for output, shape in _shapes_of(node, shapes, constants).items():
-            shapes[output] = shape
+        shapes.update(_shapes_of(node, shapes, constants))
     keep = [t for t in graph.initializer if t.name not in targets]
     del graph.initializer[:]
     graph.initializer.extend(keep)
@@ -193,11 +192,6 @@ def net(name: str, size: int, seed: int = 0) -> ModelProto:
 # Measurements
 
 
-def small_size(name: str) -> int:
-    """The size of small pictures for a net."""
-    return SMALL.get(name, 64)
-
-
 def compare(artifact: Any, x: np.ndarray, executors: Sequence[str]) -> dict[str, str]:
     """By executor, "equal", or the first tensor of words that differs from the first executor's."""
     from lnsdeploy.emulator.executor import get_executor
@@ -247,7 +241,7 @@ def measure(name: str, fmt: str, *, size: int = 224, executors: Sequence[str] = 
         "full": full,
     }
     if len(executors) > 1:
-        little = small_size(name)
+        little = SMALL
         small = export(net(name, little), options=options, name=name)
         x = np.random.default_rng(2).standard_normal((1, 3, little, little)).astype(np.float32)
         row["small"] = compare(small.artifact, x, executors)
@@ -260,11 +254,11 @@ def markdown(rows: Sequence[dict[str, Any]], command: str) -> str:
     lines = [
         "# Well-known nets on words",
         "",
-        "The nine nets that the `onnx` package carries, filled with seeded random weights, and four of timm as `torch.onnx`",
-        "exports them, lowered without training and calibrated on made-up inputs. SQNR is end to end against the float net,",
-        "before a last softmax. *Words equal*: every tensor of words of the net, for one input at full size between `cpu`",
-        "and `ort`, and for a small input between `cpu` and each of `ort`, `ort-functions` (a plain ONNX Runtime) and",
-        "`torch`. Random weights are harder than trained ones: nothing in them is redundant.",
+        "The nine nets that the `onnx` package carries, filled with seeded random weights, and four of timm as",
+        "`torch.onnx` exports them, lowered without training and calibrated on made-up inputs. SQNR is end to end",
+        "against the float net, before a last softmax. *Words equal*: every tensor of words of the net, for one input",
+        "at full size between `cpu` and `ort`, and for a small input between `cpu` and each of `ort`, `ort-functions` (a",
+        "plain ONNX Runtime) and `torch`. Random weights are harder than trained ones: nothing in them is redundant.",
         "",
         "| net | format | GMACs | in LNS | SQNR | float operations | words equal | lowered in | one image, `ort` |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -300,13 +294,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for fmt in chosen.format or FORMATS:
             row = measure(name, fmt, size=chosen.size, executors=() if chosen.full_only else EXECUTORS)
             rows.append(row)
-            db = row["sqnr_db"]
-            print(
-                f"{name:24} {fmt:8} {row['gmacs']:7.3f} GMACs  {100 * row['coverage']:5.1f} %  "
-                f"{'-' if db is None else f'{db:6.1f}'} dB  {row['seconds']:6.1f} s  {row['full']} {row.get('small', '')}",
-                file=sys.stderr,
-                flush=True,
-            )
+            db = "-" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
+            told = f"{row['gmacs']:7.3f} GMACs {100 * row['coverage']:5.1f} % {db:>6} dB {row['seconds']:6.1f} s"
+            print(f"{name:24}{fmt:8}{told} {row['full']} {row.get('small', '')}", file=sys.stderr, flush=True)
     if chosen.markdown:
         command = "python -m benchmarks.zoo --markdown docs/zoo.md"
         chosen.markdown.write_text(markdown(rows, command), encoding="utf-8")
