@@ -1,4 +1,4 @@
-"""Operations that lowering brings onto words, or leaves in float (spec 6.1, 6.2, 6.6, 6.7, 7.4), in every executor."""
+"""Operations that lowering brings onto words, or leaves in float (spec 6.1, 6.2, 6.6, 6.7, 7.2), in every executor."""
 
 from __future__ import annotations
 
@@ -388,7 +388,7 @@ def test_operations(case: str) -> None:
 
 @pytest.mark.parametrize("datapath", ["lns-madam-8", "gauss-8-guard", "mitchell-8", "elma-8", "gauss-16"])
 def test_products_of_two_tensors(datapath: str) -> None:
-    """Spec 7.4: one product for each index of the leading axes, in every executor as in the reference."""
+    """Spec 7.2: one product for each index of the leading axes, in every executor as in the reference."""
     nodes = [node("Transpose", "x", "t", perm=[0, 1, 3, 2]), node("MatMul", "x t", "y")]
     x = normal(3, 2, 5, 7)
     lowered = lower(net(nodes, {}, [2, 5, 7], 4), x, LowerOptions(load_datapath(datapath)))

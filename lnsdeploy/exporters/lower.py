@@ -660,7 +660,7 @@ class _Lowering:
         return np.asarray((wanted - got).mean(axis=axes))
 
     def lower_matmul(self, node: FloatNode) -> None:
-        """A product of two tensors (spec 7.4)."""
+        """A product of two tensors (spec 7.2)."""
         if node.weight is not None:
             self.lower_layer(node)
             return

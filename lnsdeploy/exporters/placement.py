@@ -72,7 +72,7 @@ def place_dot(
 
 
 def place_matmul(plan: DotPlan, a: Words, b: Words, headroom: float) -> DotPlan:
-    """As :func:`place_dot`, for products of two tensors: one λ or o_acc for all (spec 7.4).
+    """As :func:`place_dot`, for products of two tensors: one λ or o_acc for all (spec 7.2).
 
     Args:
         a: words [..., M, K]; b: words [..., K, N].
