@@ -258,7 +258,7 @@ def markdown(rows: Sequence[dict[str, Any]], command: str) -> str:
         "`torch.onnx` exports them, lowered without training and calibrated on made-up inputs. SQNR is end to end",
         "against the float net, before a last softmax. *Words equal*: every tensor of words of the net, for one input",
         "at full size between `cpu` and `ort`, and for a small input between `cpu` and each of `ort`, `ort-functions`",
-        "(a plain ONNX Runtime) and `torch`. Random weights are harder than trained ones: nothing in them is redundant.",
+        "(a plain ONNX Runtime) and `torch`. Random weights are harder than trained ones.",
         "",
         "| net | format | GMACs | in LNS | SQNR | float operations | words equal | lowered in | one image, `ort` |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

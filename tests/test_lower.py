@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lnsdeploy.datapath import for_format, load_datapath, named_datapaths
 from lnsdeploy.emulator import graph as g
-from lnsdeploy.errors import BadFileError, BadValueError, UnsupportedError
+from lnsdeploy.errors import BadFileError, BadValueError
 from lnsdeploy.exporters import placement
 from lnsdeploy.exporters.lower import LowerOptions, layer_errors, lower, sqnr_db
 from lnsdeploy.formats import LNSFormat, calibrate, decode, encode
