@@ -166,7 +166,7 @@ def timm_net(name: str, size: int = 224, seed: int = 0) -> ModelProto:
     from lnsdeploy.evaluation.models import load_model
     from lnsdeploy.exporters.convert import torch_onnx
 
-    load_model("timm:resnet18", seed=seed)  # which makes timm importable beside a torch for CPUs
+    load_model("timm:resnet18", weights="random", seed=seed)  # which makes timm importable beside a torch for CPUs
     import timm
 
     torch.manual_seed(seed)

@@ -56,7 +56,7 @@ def test_citations_name_paragraphs_that_exist() -> None:
 
 @pytest.mark.parametrize("where", ["lnsdeploy", "tests", "oracle"])
 def test_every_paragraph_is_cited(where: str) -> None:
-    """By the code, by a test, and by the oracle, but for 6.6, 6.7, 7.2, 7.3 and 8: they are none."""
+    """By code, a test and the oracle; 6.6, 6.7, 7.2, 7.3 and 8 are no arithmetic of one word, so not by this."""
     if where == "lnsdeploy":
         files: list[Path] = sorted((ROOT / "lnsdeploy").rglob("*.py"))
     elif where == "tests":
