@@ -271,11 +271,12 @@ def markdown(rows: Sequence[dict[str, Any]], command: str) -> str:
         "",
         "The nine nets that the `onnx` package carries, filled with seeded random weights, and four of timm as",
         "`torch.onnx` exports them, lowered without training and calibrated on made-up inputs. SQNR is end to end",
-        "against the float net, before a last softmax; speed that of one picture in ONNX Runtime. *Words equal*: every tensor of words of the net, for one input",
+        "against the float net, before a last softmax; speed that of one picture in ONNX Runtime. *Words equal*:",
+        "every tensor of words of the net, for one input",
         "at full size between `cpu` and `ort`, and for a small input between `cpu` and each of `ort`, `ort-functions`",
         "(a plain ONNX Runtime) and `torch`. Random weights are harder than trained ones.",
         "",
-        "| net | format | GMACs | in LNS | SQNR | float operations | words equal | lowered in | one image, `ort` | speed, of float32 |",
+        "| net | format | GMACs | in LNS | SQNR | float operations | words equal | lowered in | one image | of float32 |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
