@@ -1,7 +1,7 @@
 """The points that the analytical model is fitted to, and the fit: ``python -m lnsdeploy.cost.fit`` (docs/cost.md).
 
-``--synthesise`` makes the points anew (half an hour of a quiet core) and writes `points.json`; without it the coefficients of
-`model.json` are fitted to the points that are there, and the errors on those that were held out are printed.
+``--synthesise`` makes the points anew (half an hour of a quiet core) and writes `points.json`; without it the
+coefficients of `model.json` are fitted to the points that are there, and the errors on those held out are printed.
 """
 
 from __future__ import annotations

@@ -63,8 +63,8 @@ STEPS: Mapping[str, float] = {
     "path": 1.0,  # once a unit
 }
 
-# A diagram of n nodes counts as TABLE_SCALE · n^TABLE_POWER of them (46 as 46). Chosen by cross-validation on the fitted
-# points; a power of 1 is worse.
+# A diagram of n nodes counts as TABLE_SCALE · n^TABLE_POWER of them (46 as 46). Chosen by cross-validation on the
+# fitted points; a power of 1 is worse.
 TABLE_POWER, TABLE_SCALE = 0.75, 2.6
 
 Counts = Counter[str]
