@@ -145,8 +145,8 @@ class Netlist:
         self.flip_flops = np.array(flip_flops, dtype=np.int64).reshape(-1, 2)
         self.nets = max(numbers.values()) + 1
         self.load = np.zeros(self.nets, dtype=np.int64)
-        for _, pins in self.gates:
-            np.add.at(self.load, pins[:, :-1], PIN_LOAD)
+        for _, wired in self.gates:
+            np.add.at(self.load, wired[:, :-1], PIN_LOAD)
         np.add.at(self.load, self.flip_flops[:, 0], PIN_LOAD)
 
     def _settle(self, nets: Any, toggles: Ints | None) -> None:

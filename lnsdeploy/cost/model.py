@@ -319,7 +319,7 @@ def _adder(s: _Sketch, made: Adder, bits: int, times: int, tables: Mapping[str, 
     for part, counts in inner.parts.items():
         s.parts[part].update(counts)
     for name, count in inner.path.items():
-        s.path[name] += levels * count  # type: ignore[assignment]
+        s.path[name] += levels * count
 
 
 def _enter(s: _Sketch, v: Mapping[str, int], lanes: int, tied: bool = True) -> None:
