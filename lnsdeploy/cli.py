@@ -241,6 +241,8 @@ def train(
         return
     text = f", {result.loss:.3f} nats ({result.loss / math.log(2):.3f} bits) a character" if config.is_text else ""
     click.echo(f"test accuracy {100 * result.accuracy:.2f} %{text}, {result.epochs} epochs, run in {result.run}")
+    if result.deployed is not None:
+        click.echo(f"as it is exported, on words: {100 * result.deployed:.2f} %")
 
 
 def _backend(device: str) -> str:
