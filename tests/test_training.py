@@ -171,6 +171,13 @@ def test_augmentation_shifts_and_flips(augment: str) -> None:
     assert not torch.equal(feed.batch(1, some)[0], x[some])
 
 
+def test_a_limit_is_drawn_by_seed() -> None:
+    data = labelled(300)
+    found = [ImageFeed(data, augment="none", limit=30, seed=seed, device=CPU)._train[0] for seed in (0, 0, 1)]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
 def test_a_limit_keeps_the_classes_shares() -> None:
     feed = ImageFeed(labelled(300), augment="none", limit=30, seed=0, device=CPU)
     assert feed.sizes == (30, 300)

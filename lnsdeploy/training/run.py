@@ -1,8 +1,8 @@
 """Run directories: what a training leaves, and how it is read back (docs/training.md).
 
-A run directory holds ``config.toml`` (everything that decided the weights), ``weights.safetensors`` (when
-the training is finished), ``metrics.csv``, ``curve.png``, of an emulated training ``deployed.onnx`` and, until it is finished, ``checkpoint.safetensors``. Nothing
-in it is pickled, and reading it executes nothing.
+A run directory holds ``config.toml`` (everything that decided the weights), ``weights.safetensors`` (when the training
+is finished), ``metrics.csv``, ``curve.png``, ``deployed.onnx`` (of a training through a datapath) and, until it is
+finished, ``checkpoint.safetensors``. Nothing in it is pickled, and reading it executes nothing.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class TrainConfig:
         weight_decay: of adam (decoupled, Loshchilov and Hutter 2019) and sgd. Weights of madam are bounded instead.
         grad_clip: bound of the gradient's norm over all parameters.
         augment: ``"none"``, ``"crop"`` (shifts by up to an eighth of the width), ``"flip"`` (left and right), or both.
-        limit: train on that many samples, of each class in proportion.
+        limit: train on that many samples, of each class in proportion, drawn by `seed`; of a text, on its beginning.
         image_size: of a folder's images.
         context: characters that a model of text sees at a time, 64 by default.
         emulate: run every product through `datapath` bit for bit while training, in the ``"forward"`` pass or in
@@ -457,7 +457,8 @@ def write_metrics(folder: Path, history: list[Row]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in history:
-        writer.writerow([repr(row[key]) for key in COLUMNS])
+        # an epoch that was not evaluated has nothing there
+        writer.writerow(["" if math.isnan(row[key]) else repr(row[key]) for key in COLUMNS])
     write_text(folder / METRICS, text.getvalue())
 
 
@@ -472,7 +473,8 @@ def read_metrics(folder: Path) -> list[Row]:
         lines = list(csv.reader(io.StringIO(read_bytes(path, limit=1 << 26).decode("utf-8"), newline="")))
         if not lines or tuple(lines[0]) != COLUMNS:
             raise BadFileError(f"{path}: the first line must be {','.join(COLUMNS)}")
-        rows = [dict(zip(COLUMNS, map(float, line), strict=True)) for line in lines[1:]]
+        numbers = [[float(cell) if cell else math.nan for cell in line] for line in lines[1:]]
+        rows = [dict(zip(COLUMNS, row, strict=True)) for row in numbers]
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadFileError(f"{path}: not a table of numbers: {error}") from error
     except BadFileError:

@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 from lnsdeploy.datapath import load_datapath
 from lnsdeploy.errors import BadFileError, BadValueError, LNSError, MissingDependencyError, UnsupportedError
 from lnsdeploy.evaluation.shards import Shards
+from lnsdeploy.fields import check_integer
 from lnsdeploy.files import atomic_path, make_folder, read_bytes, write_text
 from lnsdeploy.formats import LNSFormat, random_bytes
 from lnsdeploy.recipe import load_recipe
@@ -43,6 +44,7 @@ from lnsdeploy.training.data import Dataset, load_data
 from lnsdeploy.training.feeds import CONTEXT, Feed, ImageFeed, TextFeed
 from lnsdeploy.training.layers import lns_layers
 from lnsdeploy.training.madam import IntegerMadam, LNSMadam, Madam
+from lnsdeploy.training.norms import synchronised_norms
 from lnsdeploy.training.processes import average_, joined, total
 from lnsdeploy.training.run import Row, TrainConfig
 from lnsdeploy.training.text import Text, is_text, load_text
@@ -329,6 +331,7 @@ class _Training:
         self.interrupts = _Interrupts()
         self.stop = False
         self.deployed: runs.Deployed | None = None
+        self.eval_every = 1
         self._saved = time.monotonic()
 
     def begin(self, start: dict[str, npt.NDArray[Any]] | None, where: str) -> None:
@@ -402,7 +405,9 @@ class _Training:
                 self.save_checkpoint()
             if asked and self.batch < self.batches:
                 raise KeyboardInterrupt
-        test_loss, test_accuracy = _evaluated(self.model, self.feed, self.shards)
+        test_loss = test_accuracy = math.nan
+        if (number + 1) % self.eval_every == 0 or number + 1 == self.epochs:
+            test_loss, test_accuracy = _evaluated(self.model, self.feed, self.shards)
         loss, right, count = self.sums
         return {
             "epoch": number + 1,
@@ -630,6 +635,8 @@ def _tell_board(board: Any, row: Row, losses: list[float], done: int) -> None:
     for step, loss in enumerate(losses, start=done - len(losses) + 1):
         board.add_scalar("train/loss", loss, step)
     for key in ("lr", "train_accuracy", "test_loss", "test_accuracy"):
+        if math.isnan(row[key]):
+            continue
         board.add_scalar(key.replace("_", "/"), row[key], done)
     board.flush()
 
@@ -686,6 +693,7 @@ def train(
     progress: Progress | None = None,
     on_step: StepProgress | None = None,
     checkpoint_every: int | None = None,
+    eval_every: int = 1,
     tensorboard: str | Path | None = None,
     shards: Shards | None = None,
 ) -> TrainResult:
@@ -702,6 +710,7 @@ def train(
         progress: called after each epoch with the number of finished epochs and the line of metrics.csv.
         on_step: called after each step with the number of steps done and of all, and the loss.
         checkpoint_every: steps between checkpoints; by default one a minute, and one after each epoch.
+        eval_every: epochs between looks at the test set; the last epoch always has one. Weights do not depend on it.
         tensorboard: a folder for TensorBoard's event files.
         shards: the processes that train together (:func:`lnsdeploy.evaluation.shards.processes`); this one alone by
             default.
@@ -715,6 +724,7 @@ def train(
     """
     if not isinstance(config, TrainConfig):
         raise BadValueError(f"config must be a TrainConfig, not {type(config).__name__}")
+    check_integer("eval_every", eval_every, 1, 1_000_000)
     if restart and resume:
         raise BadValueError("restart and resume exclude each other")
     if importlib.util.find_spec("matplotlib") is None:
@@ -752,8 +762,10 @@ def train(
         training, finished = shards.together(lambda: prepare(found))
         if finished:
             return shards.together(lambda: _finished(training.folder, training))
+        training.eval_every = eval_every
         try:
-            training.run(progress, on_step, checkpoint_every, board)
+            with synchronised_norms(training.model, shards.world):
+                training.run(progress, on_step, checkpoint_every, board)
         finally:
             if board is not None:
                 board.close()
@@ -795,7 +807,7 @@ def _result(folder: Path, history: list[Row], parameters: int, deployed: runs.De
         train_loss=last["train_loss"],
         parameters=parameters,
         loss=last["test_loss"],
-        best=max(row["test_accuracy"] for row in history),
+        best=max(row["test_accuracy"] for row in history if not math.isnan(row["test_accuracy"])),
         deployed=None if deployed is None else deployed.accuracy,
     )
 
@@ -872,10 +884,10 @@ def write_curve(path: str | os.PathLike[str], history: list[Row], title: str) ->
         (right, "accuracy", "error, %", 100.0),
     ):
         for part, style in (("train", "--"), ("test", "-")):
-            values = [row[f"{part}_{key}"] for row in history]
-            if key == "accuracy":
-                values = [1 - v for v in values]
-            axes.plot(epochs, [scale * v for v in values], style, label=part, linewidth=1.5)
+            seen = [(epoch, row[f"{part}_{key}"]) for epoch, row in zip(epochs, history, strict=True)]
+            seen = [(epoch, value) for epoch, value in seen if not math.isnan(value)]
+            values = [1 - v if key == "accuracy" else v for _, v in seen]
+            axes.plot([epoch for epoch, _ in seen], [scale * v for v in values], style, label=part, linewidth=1.5)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
