@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,7 @@ def synchronised_norms(model: nn.Module, world: int) -> Iterator[None]:
     Args:
         world: the number of processes; 1 changes nothing.
     """
-    norms = [m for m in model.modules() if type(m) in _KINDS] if world > 1 else []
+    norms = [m for m in model.modules() if isinstance(m, _Norm) and type(m) in _KINDS] if world > 1 else []
     for norm in norms:
         # on the instance: the model keeps its classes, and with them its state and its conversion
         norm.__dict__["forward"] = functools.partial(whole_batch_norm, norm)
@@ -54,7 +53,7 @@ def whole_batch_norm(norm: _Norm, x: Tensor) -> Tensor:
     variance of a sample, n/(n − 1).
     """
     if not norm.training:
-        return cast(Tensor, type(norm).forward(norm, x))
+        return type(norm).forward(norm, x)
     axes = [0, *range(2, x.ndim)]
     shape = [1, -1, *[1] * (x.ndim - 2)]
     count = x.new_full((1,), x.numel() // x.shape[1])
