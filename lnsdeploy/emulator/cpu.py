@@ -102,7 +102,7 @@ def convolution(
 
 
 def matmul(a: Words, b: Words, plan: DotPlan, counts: Counts | None = None) -> Words:
-    """Matrix products of two tensors of words (spec 7.4); see :func:`lnsdeploy.emulator.reference.matmul`."""
+    """Matrix products of two tensors of words (spec 7.2); see :func:`lnsdeploy.emulator.reference.matmul`."""
     return reference.each_product(np.asarray(a), np.asarray(b), lambda x, w: dot(x, w, None, plan, counts), plan.output)
 
 

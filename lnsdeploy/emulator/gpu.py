@@ -227,7 +227,7 @@ def _encoding(node: g.Encode, functions: Any, device: torch.device) -> _Step:
 
 
 def _matmul(a: Tensor, b: Tensor, plan: DotPlan, functions: Any, counts: Counts | None) -> Tensor:
-    """Matrix products of two tensors of words (spec 7.4); see :func:`lnsdeploy.emulator.reference.matmul`."""
+    """Matrix products of two tensors of words (spec 7.2); see :func:`lnsdeploy.emulator.reference.matmul`."""
     if a.ndim < 2 or a.ndim != b.ndim or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
         raise BadValueError(
             f"products need words [..., M, K] and [..., K, N], not {tuple(a.shape)} and {tuple(b.shape)}"

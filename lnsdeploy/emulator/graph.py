@@ -302,7 +302,7 @@ class Concat(Node):
 
 @dataclass(frozen=True, eq=False)
 class MatMul(Node):
-    """Matrix products of two tensors of words, [..., M, K] and [..., K, N] (spec 7.4).
+    """Matrix products of two tensors of words, [..., M, K] and [..., K, N] (spec 7.2).
 
     Args:
         plan: one offset for all channels; no bias.

@@ -386,7 +386,7 @@ def convolution(
 
 
 def matmul(a: Words, b: Words, plan: DotPlan, counts: Counts | None = None) -> Words:
-    """Matrix products of two tensors of words, one for each index of the axes before the last two (spec 7.4).
+    """Matrix products of two tensors of words, one for each index of the axes before the last two (spec 7.2).
 
     Args:
         a: words [..., M, K] of `plan.activation`; b: words [..., K, N] of `plan.weight`, with the same leading axes.

@@ -6,7 +6,7 @@ batch sizes: what stays is a constant, and the one size that follows the batch i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,8 @@ WITH_SCALARS = frozenset(("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "PRel
 MOVEMENT = frozenset(("Identity", "Reshape", "Transpose", "Take", "Pad"))
 # Operations that make a product of weights.
 LAYERS = frozenset(("Conv", "Gemm", "MatMul"))
+# Operators that only ever make shapes and constants.
+_OF_SHAPES = frozenset(("Constant", "ConstantOfShape", "EyeLike"))
 # What lowering knows a form on words for; anything else that ONNX Runtime can run by itself runs in float.
 SUPPORTED = tuple(
     sorted(
@@ -197,6 +199,7 @@ class _Reader:
                 if output:
                     self.producer[output] = node
         self.protos = self._wanted()
+        _check_operators(self.protos)
         self.shapely = self._shapely()
         self.values, self.other, varying = self._run(inputs)
         self.batch_constants: dict[str, Floats] = {}
@@ -283,12 +286,6 @@ class _Reader:
         from lnsdeploy.exporters.nodes import plain_attributes
 
         name = proto.name or proto.output[0]
-        if proto.domain not in ("", "ai.onnx") or proto.op_type not in OPERATORS | set(SUPPORTED):
-            operator = f"{proto.domain}.{proto.op_type}" if proto.domain else proto.op_type
-            raise UnsupportedError(
-                f"operator {operator} (node {name!r}) can be computed neither on words nor in float; "
-                f"lowering knows {', '.join(SUPPORTED)}, and runs in float what else ONNX defines without subgraphs"
-            )
         attributes = {key: _text(value) for key, value in plain_attributes(proto).items()}
         arguments = self._arguments(proto)
         if proto.op_type == "Split":
@@ -723,6 +720,18 @@ class _Reader:
         if a.ndim < 2 or b.ndim < 2:
             raise NotOnWordsError("a product with a vector")
         return [node]
+
+
+def _check_operators(protos: Iterable[Any]) -> None:
+    for proto in protos:
+        known = proto.op_type in OPERATORS or proto.op_type in SUPPORTED or proto.op_type in _OF_SHAPES
+        if proto.domain in ("", "ai.onnx") and known:
+            continue
+        operator = f"{proto.domain}.{proto.op_type}" if proto.domain else proto.op_type
+        raise UnsupportedError(
+            f"operator {operator} (node {proto.name or proto.output[0]!r}) can be computed neither on words nor in "
+            f"float; lowering knows {', '.join(SUPPORTED)}, and runs in float what else ONNX defines without subgraphs"
+        )
 
 
 def float_node(node: FloatNode, name: str) -> g.Float:

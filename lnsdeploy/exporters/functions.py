@@ -1198,7 +1198,7 @@ OPERATORS: tuple[Operator, ...] = (
     ),
     Operator(
         "LinearMatMul",
-        "Matrix products of two tensors of words with linear accumulation (spec 3, 4, 7.4).",
+        "Matrix products of two tensors of words with linear accumulation (spec 3, 4, 7.2).",
         (*_MATMUL, *_LINEAR_INPUTS[1:4]),
         _y(" [..., M, N]"),
         (*_OPERANDS, *_LINEAR, _CODE_SHIFT, *_OUTPUT),
@@ -1207,7 +1207,7 @@ OPERATORS: tuple[Operator, ...] = (
     ),
     Operator(
         "LogMatMul",
-        "Matrix products of two tensors of words with log accumulation (spec 3, 5, 7.4).",
+        "Matrix products of two tensors of words with log accumulation (spec 3, 5, 7.2).",
         (*_MATMUL, *_DELTAS, Value("entry_shift", "int64 [1]", "S − o_acc (spec 5.1).")),
         _y(" [..., M, N]"),
         (*_OPERANDS, *_LOG, _CODE_SHIFT, *_OUTPUT),

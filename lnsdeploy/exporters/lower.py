@@ -660,7 +660,7 @@ class _Lowering:
         return np.asarray((wanted - got).mean(axis=axes))
 
     def lower_matmul(self, node: FloatNode) -> None:
-        """A product of two tensors (spec 7.4)."""
+        """A product of two tensors (spec 7.2)."""
         if node.weight is not None:
             self.lower_layer(node)
             return
@@ -852,7 +852,16 @@ def _macs(node: g.Float, inputs: list[npt.NDArray[Any]], output: npt.NDArray[Any
         return int(output.size) * int(shapes[0][0 if node.attributes.get("transA") else 1])
     if node.kind == "MatMul":
         return int(output.size) * int(shapes[0][-1])
-    return int(np.prod([max(s[i] for s in shapes if i < len(s)) for i in range(max(map(len, shapes)))]))
+    # Einsum: every combination of its letters
+    terms = str(node.attributes["equation"]).replace(" ", "").split("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, shapes, strict=False):
+        letters = term.replace("...", "." * (len(shape) - len(term) + 3))
+        # axes that dots stand for are counted from the end
+        for i, (letter, size) in enumerate(zip(letters, shape, strict=False)):
+            key = f".{i - letters.rindex('.')}" if letter == "." else letter
+            sizes[key] = max(sizes.get(key, 1), int(size))
+    return int(np.prod(list(sizes.values())))
 
 
 def layer_name(weight: str, node: str) -> str:
