@@ -102,7 +102,13 @@ def _train_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="digits, mnist, fashion-mnist, cifar10, cifar100, folder, or text:FILE.",
         ),
         _data_dir,
-        click.option("--limit", type=click.IntRange(1), default=None, metavar="N", help="Train on so many samples."),
+        click.option(
+            "--limit",
+            type=click.IntRange(1),
+            default=None,
+            metavar="N",
+            help="Train on so many samples, drawn by seed.",
+        ),
         click.option("--image-size", type=click.IntRange(1, 4096), default=None, help="Of a folder's images; 64."),
         click.option("--context", type=click.IntRange(1), default=None, help="Characters of a text at a time; 64."),
         click.option("--augment", default=None, metavar="KIND", help="none, crop, flip or crop+flip."),
@@ -115,6 +121,7 @@ def _train_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="mlp, cnn, cnn-large, resnet20, resnet18, transformer, timm:NAME, or FILE.py:CALLABLE.",
         ),
         click.option("--set", "model_settings", multiple=True, metavar="KEY=VALUE", help="A setting of the model."),
+        click.option("--dropout", type=float, default=None, help="Short for --set dropout=…"),
         click.option("--init-from", default=None, metavar="RUN", help="Begin with the weights of a run, or of a file."),
     ]
     words = [
@@ -149,6 +156,12 @@ def _train_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--opt", "optimizer_settings", multiple=True, metavar="KEY=VALUE", help="A setting of the optimizer."
         ),
+        click.option(
+            "--rounding",
+            default=None,
+            metavar="KIND",
+            help="Of integer weights: stochastic or nearest (--opt rounding=…).",
+        ),
         click.option("--lr", type=float, default=None, help="Learning rate; each optimizer has its default."),
         click.option("--schedule", default=None, metavar="KIND", help="cosine, linear, step or constant."),
         click.option("--warmup", type=click.IntRange(0), default=None, help="Steps of a rising learning rate."),
@@ -167,11 +180,23 @@ def _train_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--checkpoint-every", type=click.IntRange(1), default=None, metavar="STEPS", help="By default a minute."
         ),
         click.option(
+            "--eval-every",
+            type=click.IntRange(1),
+            default=1,
+            show_default=True,
+            metavar="EPOCHS",
+            help="Between looks at the test set.",
+        ),
+        click.option(
             "--tensorboard", type=click.Path(path_type=Path), default=None, help="Folder for its event files."
         ),
         click.option("--device", default=None, metavar="cpu|cuda|auto", help="Where torch computes."),
         click.option("--threads", type=click.IntRange(1), default=None, help="Of torch; 1 by default."),
-        click.option("--fast", is_flag=True, help="Do not ask torch for deterministic operations."),
+        click.option(
+            "--deterministic/--fast",
+            default=None,
+            help="Ask torch for operations that repeat themselves to the bit, the default; or not.",
+        ),
         _json,
     ]
     for option in reversed([*data, *net, *words, *steps, *run]):
@@ -189,8 +214,11 @@ def train(
     recipe: Path | None,
     checkpoint_every: int | None,
     tensorboard: Path | None,
-    fast: bool,
+    eval_every: int,
+    deterministic: bool | None,
     device: str | None,
+    dropout: float | None,
+    rounding: str | None,
     **options: Any,
 ) -> None:
     """Train a net in LNS and leave a run directory.
@@ -215,12 +243,19 @@ def train(
 
     options["gamma"] = options["gamma"] or default_gamma(options["bits"])
     for field in ("model_settings", "optimizer_settings"):
-        options[field] = dict(map(parse_setting, options[field])) or None
+        options[field] = dict(map(parse_setting, options[field]))
+    for field, key, value in (
+        ("model_settings", "dropout", dropout),
+        ("optimizer_settings", "rounding", rounding),
+    ):
+        if value is not None and options[field].setdefault(key, value) != value:
+            raise BadValueError(f"--{key} {value} contradicts {key}={options[field][key]}; give one of the two")
+        options[field] = options[field] or None
     device = device or "cpu"
     with processes(_backend(device)) as shards:
         config = shards.together(
             lambda: config_from_options(
-                recipe=recipe, device=str(device_of(device, shards)), deterministic=False if fast else None, **options
+                recipe=recipe, device=str(device_of(device, shards)), deterministic=deterministic, **options
             )
         )
         with _progress("epochs", config.epochs or 1, shown=shards.is_first) as advance:
@@ -231,6 +266,7 @@ def train(
                 resume=resume,
                 on_step=lambda done, total, loss: advance(done / total * (config.epochs or 1), f"loss {loss:.3f}"),
                 checkpoint_every=checkpoint_every,
+                eval_every=eval_every,
                 tensorboard=tensorboard,
                 shards=shards,
             )
@@ -242,6 +278,8 @@ def train(
         return
     text = f", {result.loss:.3f} nats ({result.loss / math.log(2):.3f} bits) a character" if config.is_text else ""
     click.echo(f"test accuracy {100 * result.accuracy:.2f} %{text}, {result.epochs} epochs, run in {result.run}")
+    if result.deployed is not None:
+        click.echo(f"as it is exported, on words: {100 * result.deployed:.2f} %")
 
 
 def _backend(device: str) -> str:

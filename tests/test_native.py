@@ -91,6 +91,12 @@ KERNELS: dict[str, tuple[LNSFormat, Accumulator]] = {
     "gather-wrap, 16 bits": (WORD, LinearAccumulator(32, table_bits=4, overflow="wrap")),
     "bins-saturate": (BYTE, LinearAccumulator(24, conversion="bin", table_bits=3)),
     "bins-wrap": (BYTE, LinearAccumulator(20, conversion="bin", table_bits=2, overflow="wrap")),
+    # one bin: its constant is divided into the thresholds, whatever takes the logarithm
+    "mitchell-saturate, one bin": (BYTE, LinearAccumulator(24, conversion="bin", table_bits=0)),
+    "mitchell-wrap, one bin": (
+        BYTE,
+        LinearAccumulator(20, conversion="bin", table_bits=0, constant_bits=3, overflow="wrap", encoder="mitchell"),
+    ),
     "bins-saturate, two": (BYTE, LinearAccumulator(18, conversion="bin", table_bits=1)),
     "general": (BYTE, LinearAccumulator(50, table_bits=2)),
     "general, psum": (BYTE, LinearAccumulator(24, table_bits=3, overflow="wrap", psum_bits=12, lanes=2)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ def note(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     return {"accuracy": options["value"], "from": options.get("init_from")}
 
 
-def test_jobs_wait_for_each_other_and_are_done_once(tmp_path: Path) -> None:
+def test_jobs_wait_for_each_other_and_are_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # in threads: processes of their own have the whole experiment below
+    monkeypatch.setattr(common, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    monkeypatch.setenv("LNSDEPLOY_THREADS", "1")
     jobs = [
         Job("b", "b 0", {"value": 0.5}, note, after="a 0"),
         Job("a", "a 0", {"value": 0.25}, note),

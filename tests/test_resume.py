@@ -218,6 +218,10 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
         "lns": common | {"optimizer": "lns-madam", "bits": 12, "gamma": 64, "granularity": "tensor"},
         "augmented": common | {"as_float": True, "augment": "crop", "optimizer": "sgd", "lr": 0.01},
         "stopped": common | {"as_float": True, "optimizer": "adam", "stop": 3},
+        # of a whole batch, not of each process's part
+        "norms": common
+        | {"as_float": True, "optimizer": "sgd", "lr": 0.01, "model": "cnn-large", "model_settings": {"width": 4}},
+        "folded norms": common | {"bits": 12, "gamma": 64, "model": "cnn-large", "model_settings": {"width": 4}},
         "too-small": common | {"batch_size": 1},
     }
     file, out = tmp_path / "configs.json", tmp_path / "two"
@@ -237,7 +241,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     _, notes = runs.read_state(out / "stopped" / runs.CHECKPOINT)
     # asked after step 3, they agree in step 4
     assert notes["batch"] == 4
-    for name in ("lns", "augmented", "stopped"):
+    for name in ("lns", "augmented", "stopped", "norms", "folded norms"):
         config = config_from_options(**configs[name])
         train(config, tmp_path / "one" / name)
         if name == "stopped":
@@ -247,9 +251,10 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
         )
         assert ours.shape == theirs.shape == (12, 3)
         # words make a difference of one rounding to another one now and then
-        assert np.allclose(ours, theirs, rtol=5e-3 if name == "lns" else 1e-4), name
+        words = name in ("lns", "folded norms")
+        assert np.allclose(ours, theirs, rtol=5e-3 if words else 1e-4), name
         first, second = (runs.read_metrics(folder / name) for folder in (tmp_path / "one", out))
-        assert first[-1]["test_loss"] == pytest.approx(second[-1]["test_loss"], rel=1e-2 if name == "lns" else 1e-4)
+        assert first[-1]["test_loss"] == pytest.approx(second[-1]["test_loss"], rel=1e-2 if words else 1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -268,6 +273,60 @@ def test_tensorboard_has_every_step(tmp_path: Path) -> None:
     assert [e.step for e in losses] == steps[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
     assert np.allclose([e.value for e in losses], steps[:, 2])
     assert events.Scalars("test/accuracy")[-1].value == pytest.approx(result.accuracy)
+
+
+def test_looking_at_the_test_set_now_and_then_changes_no_weight(tmp_path: Path) -> None:
+    config = config_from_options(limit=40, batch_size=20, epochs=5)
+    always = train(config, tmp_path / "always")
+
+    class Killed(Exception):
+        pass
+
+    def kill(done: int, row: runs.Row) -> None:
+        if done == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, tmp_path / "seldom", eval_every=2, progress=kill)
+    # gone on from a checkpoint whose epochs were not all looked at
+    seldom = train(config, tmp_path / "seldom", eval_every=2)
+    weights = [(tmp_path / name / runs.WEIGHTS).read_bytes() for name in ("always", "seldom")]
+    assert weights[0] == weights[1]
+    assert (seldom.accuracy, seldom.loss) == (always.accuracy, always.loss)
+    rows = [runs.read_metrics(tmp_path / name) for name in ("always", "seldom")]
+    for number, (ours, theirs) in enumerate(zip(*rows, strict=True), start=1):
+        assert ours["train_loss"] == theirs["train_loss"]
+        looked = number in (2, 4, 5)
+        assert np.isnan(theirs["test_accuracy"]) != looked
+        assert np.isnan(theirs["test_loss"]) != looked
+        assert not looked or ours["test_loss"] == theirs["test_loss"]
+    assert seldom.best == max(rows[1][i]["test_accuracy"] for i in (1, 3, 4))
+    assert train(config, tmp_path / "seldom") == seldom
+    with pytest.raises(BadValueError, match="eval_every"):
+        train(config, tmp_path / "seldom", eval_every=0)
+
+
+def test_short_flags_are_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from lnsdeploy.cli import _run
+
+    (tmp_path / "text").write_text(TEXT)
+    net = f"train --data text:{tmp_path / 'text'} --model transformer --set depth=1 --set width=16 --set heads=2"
+    rest = "--context 16 --epochs 1 --limit 8 --batch-size 8 --optimizer integer-madam"
+    more = f"--dropout 0.25 --rounding nearest --fast --eval-every 3 --out {tmp_path / 'run'}"
+    assert _run(f"{net} {rest} {more}".split()) == 0
+    config = load_run(tmp_path / "run").config
+    assert config.model_settings == {"depth": 1, "width": 16, "heads": 2, "dropout": 0.25}
+    assert config.optimizer_settings == {"rounding": "nearest"}
+    assert not config.deterministic
+    assert config_from_options().deterministic
+    # said twice: once is enough, and two different words are an error
+    assert _run(f"{net} {rest} {more} --set dropout=0.25".split()) == 0
+    capsys.readouterr()
+    assert _run(f"{net} {rest} {more} --set dropout=0.5".split()) == 2
+    assert "--dropout 0.25 contradicts dropout=0.5" in capsys.readouterr().err
+    # --deterministic is what there is without a word
+    assert _run(f"{net} {rest} {more} --deterministic".split()) == 2
+    assert "deterministic" in capsys.readouterr().err
 
 
 def test_flags_reach_the_config(tmp_path: Path) -> None:

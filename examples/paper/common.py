@@ -16,6 +16,8 @@ from typing import Any
 
 from lnsdeploy.errors import BadValueError
 
+_RESULT = "result.json"
+
 # Colours that stay apart without colour vision (Okabe and Ito 2008), with markers beside them.
 STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#000000", "x"))
 
@@ -79,10 +81,7 @@ def _run(job: Job, out: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     os.environ["LNSDEPLOY_THREADS"] = "1"
     folder = Path(out) / "runs" / job.name
-    done = folder / "result.json"
-    if done.exists():
-        found: dict[str, Any] = json.loads(done.read_text())
-        return found
+    done = folder / _RESULT
     options = dict(job.options)
     if job.after is not None:
         options["init_from"] = str(Path(out) / "runs" / job.after)
@@ -94,11 +93,26 @@ def _run(job: Job, out: str) -> dict[str, Any]:
     return found
 
 
+def _known(job: Job, out: Path) -> dict[str, Any] | None:
+    """What a job found before."""
+    done = out / "runs" / job.name / _RESULT
+    found: dict[str, Any] | None = json.loads(done.read_text()) if done.exists() else None
+    return found
+
+
 def run_all(jobs: Sequence[Job], out: Path, workers: int) -> Results:
     """Do all jobs, each in a process with one thread; those that were done before are read."""
     results = Results({job.row: [] for job in jobs})
-    waiting, running, finished = list(jobs), {}, set()
     out.mkdir(parents=True, exist_ok=True)
+    # no process is started for what is there already
+    waiting, running, finished = [], {}, set()
+    for job in jobs:
+        known = _known(job, out)
+        if known is None:
+            waiting.append(job)
+        else:
+            finished.add(job.name)
+            results.rows[job.row].append(known)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         while waiting or running:
             for job in [job for job in waiting if job.after is None or job.after in finished]:

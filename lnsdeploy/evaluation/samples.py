@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,11 +19,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lnsdeploy.errors import BadFileError, BadValueError, MissingDependencyError, UnknownNameError
+from lnsdeploy.errors import BadFileError, BadValueError, UnknownNameError
 from lnsdeploy.evaluation.inputs import ImageInput, Input, TensorInput, TokenInput
 from lnsdeploy.formats import random_bytes
 from lnsdeploy.training.cifar import LAYOUTS, find_cifar, read_cifar
 from lnsdeploy.training.data import data_roots, load_data
+from lnsdeploy.training.pictures import pillow, read_picture
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -296,7 +296,7 @@ def _other_classes(name: str, known: int, classes: int | None) -> str:
 def _folder(inputs: ImageInput, data_dir: Path | None, classes: int | None, seed: int, limit: int | None) -> Samples:
     if data_dir is None:
         raise BadValueError("--data folder needs --data-dir, a folder with a subfolder of images for each class")
-    _pillow()
+    pillow()
     try:
         names = sorted(entry.name for entry in data_dir.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         members = {name: sorted(_images(data_dir / name)) for name in names}
@@ -352,44 +352,9 @@ def _class_numbers(names: list[str], classes: int | None) -> tuple[dict[str, int
     return {}, f"{len(names)} folders do not name which of the model's {classes} classes they are"
 
 
-def _pillow() -> Any:
-    try:
-        import PIL.Image
-    except ImportError as error:
-        raise MissingDependencyError("Pillow reads images: pip install 'lnsdeploy[models]'") from error
-    return PIL.Image
-
-
 def read_image(file: Path, inputs: ImageInput) -> Pixels:
-    """An image file, resized so that its shorter side leaves `crop`, and cut out of the middle.
-
-    Returns: uint8 [channels, height, width].
-
-    Raises:
-        BadFileError: it is missing, damaged, or so large that it may be meant to exhaust the memory.
-    """
-    image_of = _pillow()
-    channels, height, width = inputs.shape
-    try:
-        with warnings.catch_warnings():
-            # a picture of more than 90 million pixels is an attack or a slip
-            warnings.simplefilter("error", image_of.DecompressionBombWarning)
-            with image_of.open(file) as opened:
-                # JPEGs are decoded no finer than needed
-                opened.draft("RGB", (2 * width, 2 * height))
-                image = opened.convert("L" if channels == 1 else "RGB")
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders raise whatever damage makes them raise
-        raise BadFileError(f"{file}: not a readable image: {' '.join(str(error).split())}") from error
-    scale = max(height / inputs.crop / image.height, width / inputs.crop / image.width)
-    size = tuple(max(least, round(side * scale)) for side, least in ((image.width, width), (image.height, height)))
-    how = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}[inputs.interpolation]
-    if size != image.size:
-        image = image.resize(size, resample=how)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.uint8)
-    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+    """An image file as a model takes it: :func:`~lnsdeploy.training.pictures.read_picture`, uint8 [C, H, W]."""
+    return read_picture(file, inputs.shape, crop=inputs.crop, interpolation=inputs.interpolation)
 
 
 # ---------------------------------------------------------------------------------------------------

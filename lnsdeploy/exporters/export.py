@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,13 @@ from lnsdeploy.errors import BadValueError, MissingDependencyError, UnsupportedE
 from lnsdeploy.exporters import placement
 from lnsdeploy.exporters.lower import Lowered, LowerOptions, float_values, lower
 from lnsdeploy.formats import Words, decode
+
+if TYPE_CHECKING:
+    from lnsdeploy.training.data import Dataset
+    from lnsdeploy.training.run import Run
+
+# Inputs on which accumulators are placed, and octaves kept free above what they reach there.
+SAMPLE, HEADROOM = 64, 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,15 +91,17 @@ def lower_run(
     run: str | Path,
     *,
     datapath: str | Path | Datapath | None = None,
-    sample: int = 64,
-    headroom: float = 1.0,
+    sample: int = SAMPLE,
+    headroom: float = HEADROOM,
     data_dir: Path | None = None,
 ) -> Exported:
     """Lower a trained run.
 
     Args:
         run: the run directory.
-        datapath: name, TOML file or object; by default :func:`lnsdeploy.datapath.for_format` of the run's formats.
+        datapath: name, TOML file or object; by default the one it was trained through, if there is one, else
+            :func:`lnsdeploy.datapath.for_format` of the run's formats. A run that was trained through this datapath
+            has been lowered already, at the default `sample` and `headroom`: then its own net is the result.
         sample: training inputs on which accumulators are placed; offsets without a recorded value are calibrated
             on up to 512.
         headroom: octaves kept free above the largest partial sum of the sample.
@@ -101,8 +110,22 @@ def lower_run(
     Raises:
         BadFileError: the run directory is damaged; UnsupportedError: the net has no LNS form.
     """
-    chosen = None if datapath is None else [load_datapath(datapath)]
-    return lower_datapaths(run, chosen, sample=sample, headroom=headroom, data_dir=data_dir).exported[0]
+    from lnsdeploy.training.run import DEPLOYED, load_run
+
+    start = time.perf_counter()
+    loaded = load_run(run)
+    chosen = None if datapath is None else load_datapath(datapath)
+    if loaded.deployed is not None and (sample, headroom) == (SAMPLE, HEADROOM):
+        wanted = None if chosen is None else chosen.with_formats(*loaded.formats()).fingerprint
+        if wanted in (None, loaded.deployed.datapath):
+            where = str(loaded.path / DEPLOYED)
+            kept = artifacts.read_artifact(loaded.deployed_file(), where=where)
+            kept.require_intact()
+            lowered = Lowered(kept.graph, sum(kept.macs.values()), kept.coverage, kept.float_ops)
+            return Exported(lowered, time.perf_counter() - start)
+    datapaths = None if chosen is None else [chosen]
+    found = lower_loaded(loaded, loaded.dataset(data_dir), datapaths, sample=sample, headroom=headroom)
+    return found.exported[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +147,8 @@ def lower_datapaths(
     run: str | Path,
     datapaths: Sequence[Datapath] | None,
     *,
-    sample: int = 64,
-    headroom: float = 1.0,
+    sample: int = SAMPLE,
+    headroom: float = HEADROOM,
     data_dir: Path | None = None,
 ) -> RunLowered:
     """Lower a trained run for several datapaths, each adapted to the run's formats; see :func:`lower_run`.
@@ -133,14 +156,34 @@ def lower_datapaths(
     Args:
         datapaths: None for the default one.
     """
-    from lnsdeploy.training.layers import deployable
     from lnsdeploy.training.run import load_run
 
-    start = time.perf_counter()
     loaded = load_run(run)
-    dataset = loaded.dataset(data_dir)
+    return lower_loaded(loaded, loaded.dataset(data_dir), datapaths, sample=sample, headroom=headroom)
+
+
+def lower_loaded(
+    loaded: Run,
+    dataset: Dataset,
+    datapaths: Sequence[Datapath] | None,
+    *,
+    sample: int = SAMPLE,
+    headroom: float = HEADROOM,
+) -> RunLowered:
+    """As :func:`lower_datapaths`, for a run in memory.
+
+    Args:
+        loaded: the run; its model is on the CPU.
+        dataset: its data.
+        datapaths: None for the one it was trained through, else the default one.
+    """
+    from lnsdeploy.training.layers import deployable
+
+    start = time.perf_counter()
     plain, specs = deployable(loaded.model)
     weight, activation = loaded.formats()
+    if datapaths is None and loaded.config.datapath is not None:
+        datapaths = [load_datapath(loaded.config.datapath)]
     if datapaths is None:
         chosen = [for_format(activation, weight=weight)]
     else:

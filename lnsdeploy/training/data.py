@@ -20,6 +20,7 @@ import numpy.typing as npt
 from lnsdeploy.errors import BadFileError, BadTypeError, BadValueError, MissingDependencyError, UnknownNameError
 from lnsdeploy.formats import random_bytes
 from lnsdeploy.training.cifar import find_cifar, read_cifar
+from lnsdeploy.training.pictures import read_picture
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -41,8 +42,6 @@ _TEST_SHARE = 5
 FOLDER = "folder"
 _IMAGE_SIZE = 64
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Pixels of a photograph; more is refused before it is unpacked.
-_MAX_PIXELS = 1 << 27
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,14 +183,17 @@ def _load_digits(name: str, data_dir: Path | None) -> Dataset:
     return _digits()
 
 
-def stratified_split(labels: Labels, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def stratified_split(
+    labels: Labels, count: int, *, seed: int = 0, stream: int = 0
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Indices of a training set and of a test set of `count`, with each class in proportion.
 
-    Depends on the labels alone: which samples are taken follows from the generator of spec 2.3.
+    Depends on the arguments alone: which samples are taken follows from the generator of spec 2.3.
 
     Args:
         labels: int64 [n], classes 0, 1, …
         count: size of the test set.
+        seed, stream: of the generator.
     Returns: sorted int64 [n − count] and [count].
     """
     labels = np.asarray(labels)
@@ -201,7 +203,7 @@ def stratified_split(labels: Labels, count: int) -> tuple[npt.NDArray[np.int64],
     # the largest remainders take what rounding down has left
     for index in np.argsort(shares - quotas, kind="stable")[: count - int(shares.sum())]:
         shares[index] += 1
-    keys = random_bytes(0, 0, 8 * len(labels)).view("<u8")
+    keys = random_bytes(seed, stream, 8 * len(labels)).view("<u8")
     test = np.concatenate(
         [
             members[np.argsort(keys[members], kind="stable")[:share]]
@@ -407,35 +409,8 @@ def _read_folder(folder: Path, names: list[str], size: int) -> tuple[Pixels, Lab
         raise BadFileError(f"{folder}: no images ({', '.join(_SUFFIXES)}) in the folders of its classes")
     x = np.empty((len(files), 3, size, size), dtype=np.uint8)
     for index, (file, _) in enumerate(files):
-        x[index] = read_square(file, size)
+        x[index] = read_picture(file, (3, size, size))
     return x, np.array([number for _, number in files], dtype=np.int64)
-
-
-def read_square(file: Path, size: int) -> Pixels:
-    """The middle square of an image, scaled: uint8 [3, size, size].
-
-    Raises:
-        BadFileError: not an image, damaged, or of too many pixels.
-        MissingDependencyError: Pillow is not installed.
-    """
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise MissingDependencyError("images in folders need Pillow: pip install 'lnsdeploy[models]'") from error
-    try:
-        with Image.open(file) as found:
-            width, height = found.size
-            if width * height > _MAX_PIXELS or min(width, height) < 1:
-                raise BadFileError(f"{file}: {width}×{height} pixels; at most {_MAX_PIXELS} can be read")
-            side = min(width, height)
-            left, top = (width - side) // 2, (height - side) // 2
-            square = found.convert("RGB").resize(
-                (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
-            )
-            pixels = np.asarray(square, dtype=np.uint8)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise BadFileError(f"{file}: not an image that can be read: {error}") from error
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 _LOADERS: dict[str, Callable[[str, Path | None], Dataset]] = {

@@ -19,6 +19,7 @@ CONTEXT = 64
 # Streams of the generator of spec 2.3; integer-madam has the first ones, by step, and the order of samples 2^62.
 _AUGMENT_STREAM = 3 << 61
 _TEXT_STREAM = 5 << 60
+_LIMIT_STREAM = 7 << 60
 # Shifts are up to this share of an image's width.
 _SHIFT = 8
 
@@ -49,8 +50,8 @@ class ImageFeed:
     Args:
         dataset: where they come from.
         augment: see :class:`~lnsdeploy.training.run.TrainConfig`.
-        limit: take that many, of each class in proportion.
-        seed: of shifts and flips.
+        limit: take that many, of each class in proportion, drawn by `seed`.
+        seed: of the draw, and of shifts and flips.
         device: where batches are made.
 
     Raises:
@@ -62,7 +63,7 @@ class ImageFeed:
         if limit is not None and limit != len(x):
             if limit > len(x):
                 raise BadValueError(f"limit: {dataset.name} has {len(x)} training samples, not {limit}")
-            _, chosen = stratified_split(y, limit)
+            _, chosen = stratified_split(y, limit, seed=seed, stream=_LIMIT_STREAM)
             x, y = x[chosen], y[chosen]
         # copies, as bytes where images are bytes: several trainings of a process may share the arrays
         self._train, self._test = (

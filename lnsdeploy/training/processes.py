@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,4 +88,33 @@ def averaged(tensor: Tensor) -> Tensor:
         return tensor
     made = tensor.clone()
     average_([made])
+    return made
+
+
+class _Sum(torch.autograd.Function):
+    """A tensor summed over all processes; so is its gradient, since every process's loss depends on the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return _summed(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _summed(gradients[0])
+
+
+def _summed(tensor: Tensor) -> Tensor:
+    from torch import distributed
+
+    # gloo works in host memory
+    there = tensor.is_cuda and distributed.get_backend() != "nccl"
+    made = tensor.detach().cpu() if there else tensor.detach().clone()
+    made = made.contiguous()
+    distributed.all_reduce(made)
+    return made.to(tensor.device)
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """A tensor summed over all processes, with a gradient."""
+    made: Tensor = _Sum.apply(tensor) if _active else tensor  # type: ignore[no-untyped-call]
     return made

@@ -1,8 +1,8 @@
 """Run directories: what a training leaves, and how it is read back (docs/training.md).
 
-A run directory holds ``config.toml`` (everything that decided the weights), ``weights.safetensors`` (when
-the training is finished), ``metrics.csv``, ``curve.png`` and, until it is finished, ``checkpoint.safetensors``. Nothing
-in it is pickled, and reading it executes nothing.
+A run directory holds ``config.toml`` (everything that decided the weights), ``weights.safetensors`` (when the training
+is finished), ``metrics.csv``, ``curve.png``, ``deployed.onnx`` (of a training through a datapath) and, until it is
+finished, ``checkpoint.safetensors``. Nothing in it is pickled, and reading it executes nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ METRICS = "metrics.csv"
 CURVE = "curve.png"
 CHECKPOINT = "checkpoint.safetensors"
 STEPS = "steps.csv"
-FILES = (WEIGHTS, CHECKPOINT, METRICS, STEPS, CURVE, CONFIG)
+DEPLOYED = "deployed.onnx"
+FILES = (WEIGHTS, CHECKPOINT, METRICS, STEPS, CURVE, DEPLOYED, CONFIG)
 
 OPTIMIZERS = ("madam", "integer-madam", "lns-madam", "adam", "sgd")
 INTEGER_OPTIMIZERS = ("integer-madam", "lns-madam")
@@ -97,7 +98,7 @@ class TrainConfig:
         weight_decay: of adam (decoupled, Loshchilov and Hutter 2019) and sgd. Weights of madam are bounded instead.
         grad_clip: bound of the gradient's norm over all parameters.
         augment: ``"none"``, ``"crop"`` (shifts by up to an eighth of the width), ``"flip"`` (left and right), or both.
-        limit: train on that many samples, of each class in proportion.
+        limit: train on that many samples, of each class in proportion, drawn by `seed`; of a text, on its beginning.
         image_size: of a folder's images.
         context: characters that a model of text sees at a time, 64 by default.
         emulate: run every product through `datapath` bit for bit while training, in the ``"forward"`` pass or in
@@ -456,7 +457,8 @@ def write_metrics(folder: Path, history: list[Row]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in history:
-        writer.writerow([repr(row[key]) for key in COLUMNS])
+        # an epoch that was not evaluated has nothing there
+        writer.writerow(["" if math.isnan(row[key]) else repr(row[key]) for key in COLUMNS])
     write_text(folder / METRICS, text.getvalue())
 
 
@@ -471,7 +473,8 @@ def read_metrics(folder: Path) -> list[Row]:
         lines = list(csv.reader(io.StringIO(read_bytes(path, limit=1 << 26).decode("utf-8"), newline="")))
         if not lines or tuple(lines[0]) != COLUMNS:
             raise BadFileError(f"{path}: the first line must be {','.join(COLUMNS)}")
-        rows = [dict(zip(COLUMNS, map(float, line), strict=True)) for line in lines[1:]]
+        numbers = [[float(cell) if cell else math.nan for cell in line] for line in lines[1:]]
+        rows = [dict(zip(COLUMNS, row, strict=True)) for row in numbers]
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadFileError(f"{path}: not a table of numbers: {error}") from error
     except BadFileError:
@@ -553,6 +556,48 @@ def checked(array: npt.NDArray[Any], like: torch.Tensor, what: str) -> torch.Ten
 # A finished run
 
 
+@dataclass(frozen=True)
+class Deployed:
+    """The net of an emulated training as hardware runs it: lowered once, and kept as ``deployed.onnx``.
+
+    Args:
+        accuracy: fraction of the test set, on words from the first encoding to the last.
+        datapath: the fingerprint of the arithmetic, for the run's default formats.
+        words: SHA-256 of the output words of the whole test set, in order, each as four bytes (the lowest first).
+        file: SHA-256 of the file.
+    """
+
+    accuracy: float
+    datapath: str
+    words: str
+    file: str
+
+    @classmethod
+    def from_notes(cls, notes: Mapping[str, Any], file: Path) -> Deployed | None:
+        """What the notes of a weights file say; None where nothing was deployed.
+
+        Raises:
+            BadFileError: they are damaged.
+        """
+        found = notes.get("deployed")
+        if found is None or (isinstance(found, dict) and set(found) == {"why"}):
+            return None
+        try:
+            made = cls(**found)
+            if not (
+                0 <= made.accuracy <= 1 and all(isinstance(v, str) for v in (made.datapath, made.words, made.file))
+            ):
+                raise ValueError("values")
+        except (TypeError, ValueError) as error:
+            raise BadFileError(f"{file}: damaged metadata (deployed: {error}); begin anew with --restart") from error
+        return made
+
+
+def digest_of_words(words: npt.NDArray[Any]) -> str:
+    """SHA-256 of words [n, …], whatever integers hold them: the same on every machine and from every executor."""
+    return hashlib.sha256(np.ascontiguousarray(words, dtype="<u4").tobytes()).hexdigest()
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """A finished training, read back.
@@ -567,6 +612,7 @@ class Run:
         start: of the weights it began with, if they were not initialised.
         words: the integer weights of integer-madam, by parameter name.
         history: the lines of metrics.csv.
+        deployed: what an emulated training ended with, on words; None for others, and where its net has no LNS form.
     """
 
     path: Path
@@ -579,6 +625,19 @@ class Run:
     words: dict[str, LNSTensor]
     history: list[Row]
     start: str | None = None
+    deployed: Deployed | None = None
+
+    def deployed_file(self) -> bytes:
+        """The LNS ONNX file of :attr:`deployed`.
+
+        Raises:
+            BadFileError: it is missing, or not the one that belongs to the weights.
+        """
+        file = self.path / DEPLOYED
+        data = read_bytes(file)
+        if self.deployed is None or hashlib.sha256(data).hexdigest() != self.deployed.file:
+            raise BadFileError(f"{file}: is not the net of the weights beside it; begin anew with --restart")
+        return data
 
     def dataset(self, data_dir: str | Path | None = None) -> Dataset:
         """The data set of the run.
@@ -677,7 +736,9 @@ def load_run(path: str | Path, *, run_code: bool = False) -> Run:
     history = read_metrics(folder)
     tensors = _read_words(word_notes, words, model, file)
     start = table.get("start", {}).get("digest")
-    return Run(folder, config, model, accuracy, shape, classes, str(dataset["digest"]), tensors, history, start)
+    deployed = Deployed.from_notes(notes, file)
+    digest = str(dataset["digest"])
+    return Run(folder, config, model, accuracy, shape, classes, digest, tensors, history, start, deployed)
 
 
 def read_weights_notes(notes: Mapping[str, Any], file: Path) -> tuple[float, dict[str, Any]]:

@@ -8,6 +8,7 @@ step. So a training that was killed continues from its last checkpoint to the bi
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import hashlib
 import importlib.util
@@ -19,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,8 +33,9 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from lnsdeploy.datapath import load_datapath
-from lnsdeploy.errors import BadFileError, BadValueError, LNSError, MissingDependencyError
+from lnsdeploy.errors import BadFileError, BadValueError, LNSError, MissingDependencyError, UnsupportedError
 from lnsdeploy.evaluation.shards import Shards
+from lnsdeploy.fields import check_integer
 from lnsdeploy.files import atomic_path, make_folder, read_bytes, write_text
 from lnsdeploy.formats import LNSFormat, random_bytes
 from lnsdeploy.recipe import load_recipe
@@ -42,6 +44,7 @@ from lnsdeploy.training.data import Dataset, load_data
 from lnsdeploy.training.feeds import CONTEXT, Feed, ImageFeed, TextFeed
 from lnsdeploy.training.layers import lns_layers
 from lnsdeploy.training.madam import IntegerMadam, LNSMadam, Madam
+from lnsdeploy.training.norms import synchronised_norms
 from lnsdeploy.training.processes import average_, joined, total
 from lnsdeploy.training.run import Row, TrainConfig
 from lnsdeploy.training.text import Text, is_text, load_text
@@ -75,6 +78,8 @@ class TrainResult:
         parameters: number of trained parameters.
         loss: mean cross-entropy of the test set, in nats; of a text, per character.
         best: the largest accuracy after any epoch.
+        deployed: of an emulated training, the accuracy of the net that the run exports, on words throughout; None for
+            others, and where the net has no LNS form.
     """
 
     accuracy: float
@@ -86,6 +91,7 @@ class TrainResult:
     parameters: int
     loss: float
     best: float
+    deployed: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -99,6 +105,7 @@ class TrainResult:
             "parameters": self.parameters,
             "loss": self.loss,
             "best": self.best,
+            "deployed": self.deployed,
         }
 
 
@@ -323,6 +330,8 @@ class _Training:
         self.steps = self.epochs * self.batches
         self.interrupts = _Interrupts()
         self.stop = False
+        self.deployed: runs.Deployed | None = None
+        self.eval_every = 1
         self._saved = time.monotonic()
 
     def begin(self, start: dict[str, npt.NDArray[Any]] | None, where: str) -> None:
@@ -396,7 +405,9 @@ class _Training:
                 self.save_checkpoint()
             if asked and self.batch < self.batches:
                 raise KeyboardInterrupt
-        test_loss, test_accuracy = _evaluated(self.model, self.feed, self.shards)
+        test_loss = test_accuracy = math.nan
+        if (number + 1) % self.eval_every == 0 or number + 1 == self.epochs:
+            test_loss, test_accuracy = _evaluated(self.model, self.feed, self.shards)
         loss, right, count = self.sums
         return {
             "epoch": number + 1,
@@ -540,8 +551,13 @@ class _Training:
 
     # -- the end ------------------------------------------------------------------------------------
 
-    def finish(self) -> None:
-        """Write the results; the weights come last, because their presence says that all is there."""
+    def finish(self, data: Dataset | Text, start: str | None) -> None:
+        """Write the results; the weights come last, because their presence says that all is there.
+
+        Args:
+            data: what it was trained on.
+            start: digest of the weights it began with.
+        """
         if not self.shards.is_first:
             return
         runs.write_metrics(self.folder, self.history)
@@ -563,9 +579,51 @@ class _Training:
                 shorter = self.optimizer.state[parameter]["compute_bits"]
                 if shorter != tensor.format.bits:
                     words[name]["compute_bits"] = shorter
-        notes = {"identity": self.identity, "accuracy": self.history[-1]["test_accuracy"], "words": words}
+        notes: dict[str, Any] = {
+            "identity": self.identity,
+            "accuracy": self.history[-1]["test_accuracy"],
+            "words": words,
+        }
+        if self.config.emulate is not None:
+            self.deployed, why = self._deploy(data, start)
+            notes["deployed"] = {"why": why} if self.deployed is None else asdict(self.deployed)
         runs.write_state(self.folder / runs.WEIGHTS, arrays, notes)
         _remove(self.folder / runs.CHECKPOINT)
+
+    def _deploy(self, data: Dataset | Text, start: str | None) -> tuple[runs.Deployed | None, str]:
+        """Lower the trained net for the datapath it was trained through, and evaluate it on words.
+
+        While it trains, every batch has accumulators of its own; here they are placed once, as hardware has them, and
+        that net is part of the run. Whoever exports the run gets these words.
+
+        Returns: what was found, or None and why the net has no LNS form.
+        """
+        from lnsdeploy.emulator.executor import fastest, get_executor
+        from lnsdeploy.emulator.session import emulate
+        from lnsdeploy.exporters.export import lower_loaded
+
+        accuracy = self.history[-1]["test_accuracy"]
+        # on the CPU, and with nothing that a later step of this process could change
+        model = copy.deepcopy(self.model).cpu()
+        run = runs.Run(
+            self.folder, self.config, model, accuracy, self.feed.shape, data.classes, data.digest, {}, [], start
+        )
+        try:
+            if isinstance(data, Text):
+                raise UnsupportedError("a net of text has no LNS form as a whole")
+            artifact = lower_loaded(run, data, None).exported[0].artifact(str(self.folder / runs.DEPLOYED))
+        except LNSError as error:
+            return None, str(error)
+        found = emulate(artifact, get_executor(fastest()), data.test_x, data.test_y, batch=128)
+        assert found.accuracy is not None
+        artifact.save(self.folder / runs.DEPLOYED)
+        made = runs.Deployed(
+            found.accuracy,
+            load_datapath(str(self.config.datapath)).with_formats(*run.formats()).fingerprint,
+            runs.digest_of_words(found.words),
+            hashlib.sha256(artifact.data).hexdigest(),
+        )
+        return made, ""
 
 
 def _seed_of(seed: int, step: int) -> int:
@@ -577,6 +635,8 @@ def _tell_board(board: Any, row: Row, losses: list[float], done: int) -> None:
     for step, loss in enumerate(losses, start=done - len(losses) + 1):
         board.add_scalar("train/loss", loss, step)
     for key in ("lr", "train_accuracy", "test_loss", "test_accuracy"):
+        if math.isnan(row[key]):
+            continue
         board.add_scalar(key.replace("_", "/"), row[key], done)
     board.flush()
 
@@ -633,6 +693,7 @@ def train(
     progress: Progress | None = None,
     on_step: StepProgress | None = None,
     checkpoint_every: int | None = None,
+    eval_every: int = 1,
     tensorboard: str | Path | None = None,
     shards: Shards | None = None,
 ) -> TrainResult:
@@ -649,6 +710,7 @@ def train(
         progress: called after each epoch with the number of finished epochs and the line of metrics.csv.
         on_step: called after each step with the number of steps done and of all, and the loss.
         checkpoint_every: steps between checkpoints; by default one a minute, and one after each epoch.
+        eval_every: epochs between looks at the test set; the last epoch always has one. Weights do not depend on it.
         tensorboard: a folder for TensorBoard's event files.
         shards: the processes that train together (:func:`lnsdeploy.evaluation.shards.processes`); this one alone by
             default.
@@ -662,6 +724,7 @@ def train(
     """
     if not isinstance(config, TrainConfig):
         raise BadValueError(f"config must be a TrainConfig, not {type(config).__name__}")
+    check_integer("eval_every", eval_every, 1, 1_000_000)
     if restart and resume:
         raise BadValueError("restart and resume exclude each other")
     if importlib.util.find_spec("matplotlib") is None:
@@ -699,13 +762,16 @@ def train(
         training, finished = shards.together(lambda: prepare(found))
         if finished:
             return shards.together(lambda: _finished(training.folder, training))
+        training.eval_every = eval_every
         try:
-            training.run(progress, on_step, checkpoint_every, board)
+            with synchronised_norms(training.model, shards.world):
+                training.run(progress, on_step, checkpoint_every, board)
         finally:
             if board is not None:
                 board.close()
-        shards.together(training.finish)
-    return _result(training.folder, training.history, training.parameters)
+        data, start = found[0], found[-1].get("start", {}).get("digest")
+        shards.together(lambda: training.finish(data, start))
+    return _result(training.folder, training.history, training.parameters, training.deployed)
 
 
 def _set_up(folder: Path, table: dict[str, Any], restart: bool, resume: bool) -> None:
@@ -730,7 +796,7 @@ def _board(folder: str | Path) -> Any:
     return SummaryWriter(log_dir=str(folder))
 
 
-def _result(folder: Path, history: list[Row], parameters: int) -> TrainResult:
+def _result(folder: Path, history: list[Row], parameters: int, deployed: runs.Deployed | None) -> TrainResult:
     last = history[-1]
     return TrainResult(
         accuracy=last["test_accuracy"],
@@ -741,7 +807,8 @@ def _result(folder: Path, history: list[Row], parameters: int) -> TrainResult:
         train_loss=last["train_loss"],
         parameters=parameters,
         loss=last["test_loss"],
-        best=max(row["test_accuracy"] for row in history),
+        best=max(row["test_accuracy"] for row in history if not math.isnan(row["test_accuracy"])),
+        deployed=None if deployed is None else deployed.accuracy,
     )
 
 
@@ -754,7 +821,7 @@ def _finished(folder: Path, training: _Training) -> TrainResult:
     history = runs.read_metrics(folder)
     if len(history) != training.epochs or history[-1]["test_accuracy"] != accuracy:
         raise BadFileError(f"{folder / runs.METRICS}: is not that of the weights beside it; begin anew with --restart")
-    return _result(folder, history, training.parameters)
+    return _result(folder, history, training.parameters, runs.Deployed.from_notes(notes, file))
 
 
 def _check_same(folder: Path, table: dict[str, Any]) -> None:
@@ -817,10 +884,10 @@ def write_curve(path: str | os.PathLike[str], history: list[Row], title: str) ->
         (right, "accuracy", "error, %", 100.0),
     ):
         for part, style in (("train", "--"), ("test", "-")):
-            values = [row[f"{part}_{key}"] for row in history]
-            if key == "accuracy":
-                values = [1 - v for v in values]
-            axes.plot(epochs, [scale * v for v in values], style, label=part, linewidth=1.5)
+            seen = [(epoch, row[f"{part}_{key}"]) for epoch, row in zip(epochs, history, strict=True)]
+            seen = [(epoch, value) for epoch, value in seen if not math.isnan(value)]
+            values = [1 - v if key == "accuracy" else v for _, v in seen]
+            axes.plot([epoch for epoch, _ in seen], [scale * v for v in values], style, label=part, linewidth=1.5)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
