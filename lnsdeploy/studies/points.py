@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from lnsdeploy.errors import BadValueError, LNSError, MissingDependencyError
 from lnsdeploy.files import make_folder, read_bytes, write_bytes
-from lnsdeploy.studies.pricing import Price, baseline_price, price
+from lnsdeploy.studies.pricing import Price, baseline_price, model_available, price
 from lnsdeploy.studies.space import CHEAP, Evaluate, Net, Point, Study
 
 Floats = npt.NDArray[np.float32]
@@ -239,8 +239,10 @@ def _evaluate_lns(study: Study, point: Point, out: Path) -> Outcome:
     if point.datapath is None:
         return Outcome("infeasible", point.problem, {}, {}, {}, [])
     needed = {*study.objectives, *(c.value for c in study.constraints)}
-    # hardware that runs all layers must hold the widest of their formats
-    cost = max((price(d) for d in study.datapaths(point)), key=lambda p: p.transistors or 0)
+    cost = Price(source="not asked for")
+    if _priced(study):
+        # hardware that runs all layers must hold the widest of their formats
+        cost = max((price(d) for d in study.datapaths(point)), key=lambda p: p.transistors or 0)
     values: dict[str, float | None] = _costs(cost)
     ranges = {} if cost.range is None else {"transistors": list(cost.range)}
 
@@ -279,6 +281,12 @@ def _evaluate_lns(study: Study, point: Point, out: Path) -> Outcome:
     ranges["accuracy"] = list(wilson(right, len(ready.x)))
     values["sqnr_db"], layers = _errors(artifact, engine, ready)
     return outcome("complete" if not (broken := _broken(study, values)) else "infeasible", broken, layers)
+
+
+def _priced(study: Study) -> bool:
+    """Whether hardware's cost is to be told: always by the fitted model, by synthesis only where the study needs it."""
+    needed = {*study.objectives, *(c.value for c in study.constraints)}
+    return model_available() or bool(needed & set(CHEAP) - {"size_bytes"})
 
 
 def _costs(cost: Price) -> dict[str, float | None]:
@@ -382,7 +390,7 @@ def _trained(study: Study, point: Point, out: Path) -> Path:
 def _evaluate_baseline(study: Study, point: Point, out: Path) -> Outcome:
     name = str(point.parameters["baseline"])
     ready = prepare(study, study.net(point.net), out)
-    cost = baseline_price(name)
+    cost = baseline_price(name) if _priced(study) else Price(source="not asked for")
     values: dict[str, float | None] = _costs(cost)
     width = {"float32": 32, "int8": 8, "int4": 4}.get(name, 8)
     values["size_bytes"] = -(-ready.weights * width // 8)
@@ -481,6 +489,8 @@ def rounded_model(model: Any, name: str, statistics: Mapping[str, Any]) -> Any:
                 else:
                     _, kind, top_value = _fp8(name)
                     scale = number(f"{label}.scale", largest / top_value)
+                    # told, lest it is taken for floats
+                    made.graph.value_info.append(helper.make_tensor_value_info(f"{label}.codes", kind, None))
                     nodes += [
                         helper.make_node("Div", [source, scale], [f"{label}.scaled"]),
                         helper.make_node("Cast", [f"{label}.scaled"], [f"{label}.codes"], to=kind, saturate=1),

@@ -64,6 +64,11 @@ def baseline_price(name: str) -> Price:
     return Price(found.median, cost.depth.median, 0, None, (found.min, found.max), whole, synthesis.best().version)
 
 
+def model_available() -> bool:
+    """Whether there is a fitted model, which takes no time."""
+    return _model() is not None
+
+
 def _model() -> Any:
     try:
         from lnsdeploy.cost import model  # type: ignore[attr-defined,unused-ignore]
