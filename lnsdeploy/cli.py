@@ -819,8 +819,8 @@ def _counted() -> Iterator[Callable[[int, int, str], None]]:
 def recommend(as_json: bool, **options: Any) -> None:
     """The cheapest datapath that costs a net no more accuracy than allowed, with runners-up and why.
 
-    Datapaths are chosen on one half of the test set, and what is promised is checked on the other. Exit status 1 if none
-    holds.
+    Datapaths are chosen on one half of the test set, and what is promised is checked on the other. Exit status 1 if
+    none holds.
 
     \b
     Example:

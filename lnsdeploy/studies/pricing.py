@@ -51,6 +51,13 @@ def baseline_price(name: str) -> Price:
     """Of a baseline's MAC; float32 has none here."""
     from lnsdeploy.cost import synthesis, units
 
+    model = _model()
+    if model is not None:
+        names = {"int8": "int8 mac", "int4": "int4 mac", "fp8-e4m3": "fp8 e4m3 mac"}
+        unit = model.baselines().get(f"{names.get(name)}, {ACCUMULATOR_BITS}-bit")
+        if unit is None:
+            return Price()
+        return Price(unit.transistors, unit.depth, 0, None, None, dict(unit.parts), "synthesis")
     made = {
         "int8": lambda: units.integer_mac(8, ACCUMULATOR_BITS),
         "int4": lambda: units.integer_mac(4, ACCUMULATOR_BITS),
@@ -80,8 +87,15 @@ def _model() -> Any:
 def _estimated(found: Any, lanes: int) -> Price:
     """The model's figures, of one lane."""
     parts = {name: round(value / lanes, 1) for name, value in dict(found.parts).items()}
+    energy = getattr(found, "energy", None)
     return Price(
-        sum(parts.values()), found.depth, found.table_bits, getattr(found, "energy", None), None, parts, "fitted model"
+        round(found.transistors / lanes, 1),
+        round(found.depth, 1),
+        found.table_bits,
+        None if energy is None else energy / lanes,
+        None,
+        parts,
+        "fitted model",
     )
 
 
