@@ -240,11 +240,12 @@ const page = (function () {
 
   // ---------------------------------------------------------------------------------------------- copying
   function copied(button, done) {
-    button.textContent = done ? "Copied" : "Select it";
+    button.textContent = done ? "Copied" : "Selected";
     byId("status").textContent = done ? "Copied" : "Copying was refused; the text is selected";
     setTimeout(() => (button.textContent = "Copy"), 1600);
   }
   function selectAndCopy(button, code) {
+    code.hidden = false; // what is hidden cannot be selected
     const range = document.createRange();
     range.selectNodeContents(code);
     const selection = window.getSelection();
