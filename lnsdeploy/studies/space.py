@@ -15,7 +15,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +264,7 @@ class Study:
         used = {k: v for k, v in chosen.items() if k != "net"}
         groups = {name.removesuffix(".format"): str(value) for name, value in used.items() if "." in name}
         try:
-            datapath = build_datapath({k: v for k, v in used.items() if "." not in k})
+            datapath = _built(tuple(sorted((k, v) for k, v in used.items() if "." not in k)))
             other = _LOG if datapath.is_linear else _LINEAR
             used = {k: v for k, v in used.items() if k not in other}
             for text in groups.values():
@@ -369,6 +369,12 @@ def parse_delta(text: str) -> dict[str, Any]:
         value = value.strip()
         made[key.strip()] = int(value) if re.fullmatch(r"-?\d+", value) else value
     return made
+
+
+@lru_cache(maxsize=8192)
+def _built(chosen: tuple[tuple[str, Choice], ...]) -> Datapath:
+    """As :func:`build_datapath`: making tables takes longer than looking them up."""
+    return build_datapath(dict(chosen))
 
 
 def build_datapath(chosen: Mapping[str, Choice]) -> Datapath:
