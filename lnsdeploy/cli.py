@@ -756,6 +756,7 @@ def report(as_json: bool, **options: Any) -> None:
 @cli.command()
 @click.argument("file", metavar="STUDY.toml", type=click.Path(path_type=Path))
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
+@_data_dir
 @click.option("--storage", default=None, metavar="URL", help="Database; by default the SQLite file OUT/study.db.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder; by default the file's name.")
 @click.option(
@@ -784,7 +785,14 @@ def study(file: Path, workers: int, storage: str | None, out: Path | None, ray: 
     target = out or Path(file.stem)
     with _counted() as progress:
         result = run_study(
-            file, target, storage=storage, workers=workers, ray=ray, command=_command_line(), progress=progress
+            file,
+            target,
+            storage=storage,
+            workers=workers,
+            ray=ray,
+            command=_command_line(),
+            data_dir=data_dir,
+            progress=progress,
         )
     if as_json:
         _print_json(result.to_dict())

@@ -265,7 +265,7 @@ def _evaluate_lns(study: Study, point: Point, out: Path) -> Outcome:
     graph = artifact.graph
 
     def run(x: Floats) -> Floats:
-        return graph.decode_output(engine.run(artifact, x))
+        return np.asarray(graph.decode_output(engine.run(artifact, x)))
 
     few = study.evaluate.prune_on
     if few and few < len(ready.x):
@@ -316,7 +316,9 @@ def _errors(artifact: Any, engine: Any, ready: Prepared) -> tuple[float | None, 
     words: dict[str, Any] = {}
     engine.run(artifact, ready.x[:ERROR_SAMPLES], visit=words.__setitem__)
     errors = layer_errors(ready.exact, artifact.graph, words)
-    layers = [{"name": name, "sqnr_db": _finite(db)} for name, db in errors.items() if name in artifact.macs]
+    layers: list[dict[str, Any]] = [
+        {"name": name, "sqnr_db": _finite(db)} for name, db in errors.items() if name in artifact.macs
+    ]
     return (layers[-1]["sqnr_db"] if layers else None), layers
 
 

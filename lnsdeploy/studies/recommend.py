@@ -15,7 +15,7 @@ from typing import Any
 
 from lnsdeploy.errors import BadValueError, UnknownNameError
 from lnsdeploy.files import dump_toml, make_folder, read_toml
-from lnsdeploy.studies.points import Outcome, evaluate
+from lnsdeploy.studies.points import Outcome, evaluate, float_file
 from lnsdeploy.studies.search import Progress
 from lnsdeploy.studies.space import CHEAP, Point, Study, parse_study
 from lnsdeploy.studies.study import show_value
@@ -130,7 +130,7 @@ class Recommendation:
         def line(candidate: Candidate) -> str:
             d = candidate.point.datapath
             assert d is not None
-            held = candidate.held_out and candidate.held_out.values.get("drop")
+            held = None if candidate.held_out is None else candidate.held_out.values.get("drop")
             words = f"{self.by} {show_value(self.by, candidate.outcome.values.get(self.by))}, "
             words += f"loses {_points(candidate.outcome.values.get('drop')):.2f} points"
             words += "" if held is None else f", {_points(held):.2f} on inputs that were held out"
@@ -177,7 +177,6 @@ def recommend(
         LNSError: the net, the data or the space is wrong.
     """
     from lnsdeploy.studies.search import Job, default_storage, search
-    from lnsdeploy.studies.study import float_file
 
     if by not in CHEAP:
         raise UnknownNameError("cost", by, CHEAP)

@@ -10,6 +10,7 @@ put into the queue again. Of several trials with one fingerprint only the first 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import socket
@@ -70,16 +71,18 @@ class Job:
         folder: that paths in it are relative to.
         out: of nets and runs.
         storage: the database's URL.
+        data_dir: where data sets lie, instead of where the study says.
     """
 
     toml: str
     folder: str
     out: str
     storage: str
+    data_dir: str | None = None
 
     def study(self) -> Study:
         """The study."""
-        return parse_study(self.toml, folder=Path(self.folder))
+        return parse_study(self.toml, folder=Path(self.folder), data_dir=self.data_dir)
 
 
 class Queue:
@@ -488,8 +491,8 @@ class _Ray:
         self.ray = ray
         self.own = not ray.is_initialized()
         if self.own:
-            here = {"num_cpus": count, "include_dashboard": False} if address == "local" else {}
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **here)
+            here: dict[str, Any] = {"num_cpus": count, "include_dashboard": False} if address == "local" else {}
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
         remote = ray.remote(num_cpus=1, max_retries=-1)(work)
         self.tasks = [remote.remote(job) for _ in range(count)]
 

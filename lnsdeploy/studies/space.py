@@ -439,21 +439,32 @@ def build_datapath(chosen: Mapping[str, Choice]) -> Datapath:
 # From TOML
 
 
-def load_study(path: str | Path) -> Study:
+def load_study(path: str | Path, *, data_dir: str | Path | None = None) -> Study:
     """A study from a TOML file; paths in it are relative to the file.
+
+    Args:
+        data_dir: where data sets lie, instead of where the file says.
 
     Raises:
         BadFileError: not TOML, or not a study; the message names the field.
     """
     file = Path(path)
-    return parse_study(read_bytes(file).decode("utf-8", "replace"), where=str(file), folder=file.parent)
+    return parse_study(
+        read_bytes(file).decode("utf-8", "replace"), where=str(file), folder=file.parent, data_dir=data_dir
+    )
 
 
-def parse_study(text: str, *, where: str = "study", folder: Path | None = None) -> Study:
+def parse_study(
+    text: str, *, where: str = "study", folder: Path | None = None, data_dir: str | Path | None = None
+) -> Study:
     """A study from TOML text; see :func:`load_study`."""
     data = parse_toml(text, where=where)
     try:
-        return _study(data, text, folder or Path())
+        study = _study(data, text, folder or Path())
+        if data_dir is None:
+            return study
+        nets = tuple(dataclasses.replace(net, data_dir=str(data_dir)) for net in study.nets)
+        return dataclasses.replace(study, nets=nets)
     except LNSError as error:
         raise BadFileError(f"{where}: {error}") from error
 
@@ -518,8 +529,8 @@ def _filled(kind: Any, table: Any, place: str) -> Any:
         else:
             good = isinstance(value, str)
         if not good:
-            wanted = str(wanted).removesuffix(" | None")
-            raise BadValueError(f"{place}.{key} must be of the kind {wanted}, not {value!r}")
+            kind_text = str(wanted).removesuffix(" | None")
+            raise BadValueError(f"{place}.{key} must be of the kind {kind_text}, not {value!r}")
         values[key] = value
     for f in fields.values():
         if f.default is dataclasses.MISSING and f.name not in values:
@@ -533,7 +544,9 @@ def _net(entry: Any, folder: Path) -> Net:
         raise BadValueError(f"net.name must be letters, digits, '-', '_' and '.', not {net.name!r}")
     if net.file is not None and net.run is not None:
         raise BadValueError(f"net {net.name!r} has both a file and a run")
-    places = {k: str(folder / v) for k in ("file", "run", "data_dir") if (v := getattr(net, k)) is not None}
+    places: dict[str, Any] = {
+        k: str(folder / v) for k in ("file", "run", "data_dir") if (v := getattr(net, k)) is not None
+    }
     return dataclasses.replace(net, **places)
 
 
@@ -564,7 +577,7 @@ def _space(table: Any) -> tuple[dict[str, tuple[Choice, ...]], tuple[Group, ...]
     choices = {name: _choices(name, values) for name, values in table.items() if name != "group"}
     if "format" not in choices and "datapath" not in choices:
         raise BadValueError("space needs formats or datapaths to choose from")
-    groups = []
+    groups: list[Group] = []
     for entry in _tables(table, "group"):
         _known(entry, ("name", "pattern", "type", "position", "format"), "space.group")
         name = entry.get("name")

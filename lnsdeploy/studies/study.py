@@ -6,7 +6,7 @@ import csv
 import io
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ def run_study(
     ray: str | None = None,
     command: str = "",
     folder: Path | None = None,
+    data_dir: str | Path | None = None,
     progress: Progress | None = None,
     page: bool = True,
 ) -> StudyResult:
@@ -114,6 +115,7 @@ def run_study(
         ray: the address of a Ray cluster; see :func:`~.search.search`.
         command: the command line, for the page.
         folder: what paths in the TOML are relative to; that of the file.
+        data_dir: where data sets lie, instead of where the file says.
         progress: called with points finished, points in all, and a word.
         page: write the HTML page too.
 
@@ -123,7 +125,7 @@ def run_study(
     if isinstance(source, Study):
         study, base = source, folder or Path()
     else:
-        study, base = load_study(source), Path(source).parent
+        study, base = load_study(source, data_dir=data_dir), Path(source).parent
     target = make_folder(out)
     for net in study.nets:
         # once, before workers wait for one another; and a net that is wrong ends the study at once
@@ -131,6 +133,8 @@ def run_study(
             progress(0, 1, f"net {net.name}")
         float_file(study, net, target)
     job = Job(study.toml, str(base.absolute()), str(target.absolute()), storage or default_storage(target))
+    if data_dir is not None:
+        job = replace(job, data_dir=str(Path(data_dir).absolute()))
     found = search(study, job, workers=workers, ray=ray, progress=progress)
     results = assemble(study, found, command=command)
     return StudyResult(results, write_files(results, target, page=page))
