@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lnsdeploy import __version__
-from lnsdeploy.errors import BadFileError, CheckFailedError, LNSError, SilentExit, UnknownNameError
+from lnsdeploy.errors import BadFileError, BadValueError, CheckFailedError, LNSError, SilentExit, UnknownNameError
 
 if TYPE_CHECKING:
     from lnsdeploy.emulator.artifact import Artifact
@@ -465,8 +465,11 @@ def _export_rtl(run: Path, output: Path, datapath: str | None, data_dir: Path | 
 )
 @click.option("--runs", type=click.IntRange(1, 99), default=3, show_default=True, help="Perturbed syntheses a unit.")
 @click.option("--no-baselines", "alone", is_flag=True, help="Without int8, int4, fp8 and bf16.")
+@click.option("--model", "modelled", is_flag=True, help="Estimate in milliseconds, without Yosys.")
 @_json
-def cost(datapath: str, lanes: int, liberty: Path | None, runs: int, alone: bool, as_json: bool) -> None:
+def cost(
+    datapath: str, lanes: int, liberty: Path | None, runs: int, alone: bool, modelled: bool, as_json: bool
+) -> None:
     """Transistors and logic depth of a datapath's units, beside baselines written the same way.
 
     DATAPATH is a name or a TOML file. Each unit is synthesised several times: medians and ranges are told. Needs Yosys
@@ -476,7 +479,11 @@ def cost(datapath: str, lanes: int, liberty: Path | None, runs: int, alone: bool
     Example:
       lnsdeploy cost lns-madam-8
       lnsdeploy cost gauss-8 --lanes 16 --json
+      lnsdeploy cost gauss-8 --lanes 16 --model
     """
+    if modelled:
+        _cost_model(datapath, lanes, liberty, alone, as_json)
+        return
     from lnsdeploy.cost.table import make_table
 
     with _progress("units", 1) as advance:
@@ -487,6 +494,26 @@ def cost(datapath: str, lanes: int, liberty: Path | None, runs: int, alone: bool
         _print_json(table.to_dict())
     else:
         click.echo(table.text())
+
+
+def _cost_model(datapath: str, lanes: int, liberty: Path | None, alone: bool, as_json: bool) -> None:
+    """`cost --model`."""
+    from lnsdeploy.cost import model
+    from lnsdeploy.datapath import load_datapath
+
+    if liberty is not None:
+        raise BadValueError("--liberty needs a synthesis: leave out --model")
+    found = model.estimate(load_datapath(datapath), lanes)
+    beside = {} if alone else model.baselines(lanes)
+    if as_json:
+        fitted = model.coefficients()
+        _print_json(
+            found.to_dict()
+            | {"tool": f"model of {fitted['tool']}", "errors": fitted["errors"]}
+            | {"baselines": {name: row.to_dict() for name, row in beside.items()}}
+        )
+    else:
+        click.echo(model.text(found, beside))
 
 
 @cli.command()

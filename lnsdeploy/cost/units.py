@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lnsdeploy.datapath import Datapath
+from lnsdeploy.emulator.plan import DotPlan
 from lnsdeploy.rtl.designs import Design, combinational, linear_finish, log_adder, multiplier, vector_pe
 from lnsdeploy.rtl.parameters import PEParameters, pe_parameters
 from lnsdeploy.rtl.roms import ROM_CONSTANTS
@@ -53,6 +54,23 @@ def mac(datapath: Datapath, *, tied: bool = True) -> Design:
     if tied:
         wires += f"      .scale_i({v['SCALE_BITS']}'sd{int(pe.scales(plan, 1)[0]) % (1 << v['SCALE_BITS'])}),\n"
     return _wired(design, wires)
+
+
+def scalar_plan(plan: DotPlan) -> DotPlan:
+    """The same plan on one lane."""
+    return replace(plan, datapath=with_lanes(plan.datapath, 1))
+
+
+def mac_of(pe: PEParameters) -> Design:
+    """lns_mac with the parameters of a net's layers; its scale is a port."""
+    v = {name: pe.values[name] for name in _MAC if name in pe.values}
+    bins = pe.datapath.linear.bins if pe.datapath.is_linear else 1
+    state = v["ACC_BITS"] * bins if pe.datapath.is_linear else v["ACC_BITS"] + 1
+    inputs = (("valid_i", 1), ("a_i", v["A_BITS"]), ("w_i", v["W_BITS"]), ("scale_i", v["SCALE_BITS"]))
+    name, title = f"mac-{pe.datapath.name}", f"a scalar multiply-accumulate of datapath {pe.datapath.name}"
+    roms = tuple(rom for rom in pe.roms if rom.id == ROM_CONSTANTS)
+    made = combinational(name, title, "lns_mac", v, inputs, (("acc_o", state),), roms, pe.adders)
+    return _wired(made, "      .clk_i(clk_i),\n      .rst_ni(rst_ni),\n")
 
 
 def _wired(design: Design, wires: str) -> Design:

@@ -1,0 +1,344 @@
+"""The points that the analytical model is fitted to, and the fit: ``python -m lnsdeploy.cost.fit`` (docs/cost.md).
+
+``--synthesise`` makes the points anew (an hour of one core) and writes `points.json`; without it the coefficients of
+`model.json` are fitted to the points that are there, and the errors on those that were held out are printed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from lnsdeploy.cost import model, synthesis, units
+from lnsdeploy.datapath import Datapath, LinearAccumulator, LogAccumulator, load_datapath, named_datapaths
+from lnsdeploy.delta import (
+    Cordic,
+    Cotransform,
+    Delta,
+    Exact,
+    Interpolated,
+    Max,
+    Mitchell,
+    Polynomial,
+    Shift,
+    Table,
+)
+from lnsdeploy.errors import LNSError
+from lnsdeploy.files import read_bytes, write_text
+from lnsdeploy.formats import LNSFormat
+from lnsdeploy.rtl.designs import Design
+
+Floats = npt.NDArray[np.float64]
+
+HERE = Path(__file__).parent
+POINTS = HERE / "points.json"
+MODEL = HERE / "model.json"
+RUNS = 3
+# Lanes of the baselines' elements that are synthesised; between them the model is linear.
+BASELINE_LANES = (1, 2, 4, 8, 16)
+# Remainder bins, of which the pseudo-random configurations have few: log2 of their number, width, overflow.
+BINNED = (
+    (2, 16, "saturate"),
+    (3, 16, "saturate"),
+    (3, 20, "wrap"),
+    (3, 12, "saturate"),
+    (2, 28, "saturate"),
+    (1, 24, "wrap"),
+    (3, 24, "wrap"),
+    (2, 24, "saturate"),
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One synthesised unit.
+
+    Args:
+        datapath: its datapath.
+        unit: as :func:`lnsdeploy.cost.units.units_of` names it, ``pe`` without its lanes.
+        lanes: of the element; 1 for other units.
+        held_out: not fitted to: the named datapaths, and every fourth of the others.
+        transistors, depth: medians of perturbed runs.
+        low, high: the range of the transistors.
+    """
+
+    datapath: Datapath
+    unit: str
+    lanes: int
+    held_out: bool
+    transistors: float
+    low: float
+    high: float
+    depth: float
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Point:
+        """Inverse of :meth:`to_dict`."""
+        median, low, high = data["transistors"]
+        path = Datapath.from_dict(data["datapath"], where="points.json")
+        return cls(path, data["unit"], data["lanes"], data["held_out"], median, low, high, data["depth"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "unit": self.unit,
+            "lanes": self.lanes,
+            "held_out": self.held_out,
+            "transistors": [self.transistors, self.low, self.high],
+            "depth": self.depth,
+            "datapath": self.datapath.canonical() | {"name": self.datapath.name},
+        }
+
+
+def _methods(rng: random.Random, gamma: int) -> Delta:
+    step = max(gamma >> rng.randint(0, 2), 1)
+    choices: list[Callable[[], Delta]] = [
+        Exact,
+        Exact,
+        lambda: Table(rng.choice((8, 12, 20, 32)), step, rng.choice(("left", "middle"))),
+        lambda: Table(rng.choice((16, 64)), step),
+        lambda: Interpolated(rng.choice((4, 8)), rng.choice(("octave", "equal")), rng.choice((5, 8))),
+        lambda: Cotransform(rng.choice((2, 3, 4))),
+        Mitchell,
+        Shift,
+        lambda: Polynomial(rng.choice((1, 2)), 4, rng.choice(("octave", "equal")), rng.choice((6, 8))),
+        lambda: Cordic(rng.choice((6, 8)), rng.choice((8, 12))),
+        Max,
+    ]
+    return rng.choice(choices)()
+
+
+def configurations() -> Iterator[tuple[Datapath, int, bool]]:
+    """Datapath, lanes, and whether it is held out: pseudo-random ones first, then the named ones."""
+    rng = random.Random(7)
+    adder = load_datapath("gauss-8").add
+    for index in range(112):
+        bits = rng.choice((4, 5, 6, 8, 8, 10, 12))
+        # 4 to 16 octaves a word
+        octaves = rng.choice((2, 3, 3, 4))
+        gamma = 1 << min(max(bits - 1 - octaves, 0), 8)
+        word = LNSFormat(bits, gamma)
+        lanes = rng.choice((1, 1, 2, 4))
+        accumulate: LinearAccumulator | LogAccumulator
+        f = gamma.bit_length() - 1
+        if index % 2:
+            bins = rng.random() < 0.3
+            encoder = rng.choice(("exact", "table", "mitchell"))
+            accumulate = LinearAccumulator(
+                bits=rng.choice((12, 16, 20, 24, 32)),
+                conversion="bin" if bins else "product",
+                table_bits=min(rng.choice((0, 1, 2, 3, f)), 2 if bins else 5, f),
+                constant_bits=rng.choice((3, 4, 6, 8)),
+                overflow=rng.choice(("saturate", "wrap")),
+                shift=rng.choice(("truncate", "round")),
+                encoder=encoder,
+                encoder_bits=rng.choice((3, 4, 6)) if encoder == "table" else None,
+                lanes=lanes,
+            )
+        else:
+            guard = rng.choice((0, 0, 1, 2)) if gamma < 64 else 0
+            accumulate = LogAccumulator(
+                bits=bits - 1 + guard + rng.choice((0, 0, 1)),
+                guard_bits=guard,
+                delta=_methods(rng, gamma << guard),
+                lanes=lanes,
+            )
+        try:
+            made = Datapath(f"point-{index}", word, word, word, accumulate, adder)
+            made.tables()
+        except LNSError:
+            continue  # a method that does not fit this γ
+        yield made, lanes, index % 8 in (2, 3)
+    for index, (bins, width, overflow) in enumerate(BINNED):
+        word = LNSFormat((6, 8)[index % 2], 8)
+        linear = LinearAccumulator(width, "bin", bins, (4, 8)[index % 3 == 0], overflow=overflow)
+        yield Datapath(f"bins-{index}", word, word, word, linear, adder), 1, index % 4 == 3
+    for name in named_datapaths():
+        yield load_datapath(name), 1, True
+
+
+def designs_of(datapath: Datapath, lanes: int) -> dict[str, Design]:
+    """Units of a configuration by name, ``pe`` without its lanes."""
+    found = units.units_of(datapath, 1)
+    if lanes > 1:
+        found["pe"] = units.pe(datapath, lanes)
+    return found
+
+
+def synthesise(path: Path) -> None:
+    """Synthesise every point, and write them after each configuration: what is there is a valid file at all times."""
+    points: list[dict[str, Any]] = []
+    for datapath, lanes, held_out in configurations():
+        for unit, design in designs_of(datapath, lanes).items():
+            try:
+                cost = synthesis.synthesise(design, runs=RUNS)
+            except LNSError as error:
+                click.echo(f"{datapath.name} {unit}: {error}", err=True)
+                continue
+            t = cost.transistors
+            at = lanes if unit == "pe" else 1
+            point = Point(datapath, unit, at, held_out, t.median, t.min, t.max, cost.depth.median)
+            points.append(point.to_dict())
+            click.echo(f"{datapath.name:<24} {unit:<24} {t.median:>8.0f} {cost.depth.median:>4.0f}")
+        _write(path, points, {})
+    beside: dict[str, Any] = {}
+    for lanes in BASELINE_LANES:
+        for name, design in units.baselines(lanes).items():
+            cost = synthesis.synthesise(design, runs=RUNS)
+            t = cost.transistors
+            beside[name] = {"transistors": [t.median, t.min, t.max], "depth": cost.depth.median}
+    _write(path, points, beside)
+
+
+def _write(path: Path, points: list[dict[str, Any]], beside: dict[str, Any]) -> None:
+    lines = ",\n".join(json.dumps(point, sort_keys=True) for point in points)
+    tool = json.dumps(synthesis.best().version)
+    text = f'{{"tool": {tool}, "runs": {RUNS},\n"baselines": {json.dumps(beside)},\n"points": [\n{lines}\n]}}\n'
+    write_text(path, text)
+
+
+def load_points(path: Path = POINTS) -> tuple[list[Point], dict[str, Any]]:
+    """Points, and the file's other fields."""
+    data = json.loads(read_bytes(path))
+    return [Point.from_dict(point) for point in data.pop("points")], data
+
+
+def _solve(rows: Floats, target: Floats, prior: Floats, weight: float) -> Floats:
+    """Non-negative coefficients of the least squared relative error, drawn towards `prior` where points say little."""
+    scaled = rows * prior / target[:, None]
+    # each coefficient as a multiple of its prior
+    gram = scaled.T @ scaled + weight * np.eye(len(prior))
+    right = scaled.sum(axis=0) + weight
+    found = np.ones(len(prior))
+    for _ in range(20000):
+        before = found.copy()
+        for i in range(len(found)):
+            found[i] = max((right[i] - gram[i] @ found + gram[i, i] * found[i]) / gram[i, i], 0.0)
+        if np.abs(found - before).max() < 1e-9:
+            break
+    solved: Floats = found * prior
+    return solved
+
+
+def _drawn(points: list[Point]) -> list[Any]:
+    made: dict[tuple[str, int], Any] = {}
+    found = []
+    for point in points:
+        key = (point.datapath.name, point.lanes)
+        if key not in made:
+            made[key] = model.sketches(point.datapath, point.lanes)[0]
+        found.append(made[key][point.unit])
+    return found
+
+
+def fit(points: list[Point]) -> dict[str, Any]:
+    """Coefficients fitted to the points that are not held out, without the errors and the baselines."""
+    used = [point for point in points if not point.held_out]
+    sketches = _drawn(used)
+    found: dict[str, Any] = {}
+    for name, known, counts, target in (
+        ("transistors", model.PRIMITIVES, [s.total() for s in sketches], [p.transistors for p in used]),
+        ("depth", model.STEPS, [s.path for s in sketches], [max(p.depth, 1.0) for p in used]),
+    ):
+        rows = np.array([[float(row[key]) for key in known] for row in counts])
+        prior = np.array(list(known.values()), dtype=float)
+        solved = _solve(rows, np.array(target, dtype=float), prior, 0.02)
+        found[name] = {key: round(float(value), 3) for key, value in zip(known, solved, strict=True)}
+    return found
+
+
+@dataclass(frozen=True)
+class Error:
+    """Of an estimate against the synthesised median: 0.1 is ten per cent too much."""
+
+    point: Point
+    transistors: float
+    depth: float
+
+
+def errors(points: list[Point], coefficients: Mapping[str, Any]) -> list[Error]:
+    """Relative errors on every point."""
+    found = []
+    for point, sketch in zip(points, _drawn(points), strict=True):
+        made = model._unit(sketch, coefficients)
+        found.append(Error(point, made.transistors / point.transistors - 1, made.depth / max(point.depth, 1.0) - 1))
+    return found
+
+
+def _summary(found: list[Error]) -> dict[str, Any]:
+    told: dict[str, Any] = {"points": len(found)}
+    for name in ("transistors", "depth"):
+        sizes = sorted(abs(getattr(error, name)) for error in found)
+        told[name] = {
+            "median": round(sizes[len(sizes) // 2], 3),
+            "nine_in_ten": round(sizes[int(len(sizes) * 0.9)], 3),
+            "largest": round(sizes[-1], 3),
+            "within_20_percent": round(sum(size <= 0.2 for size in sizes) / len(sizes), 3),
+        }
+    return told
+
+
+def _baselines(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Medians: units by name, and elements by lanes, of which the units are those of one lane."""
+    units_: dict[str, Any] = {}
+    elements: dict[str, list[dict[str, Any]]] = {}
+    for name, row in data.items():
+        plain = {"transistors": row["transistors"][0], "depth": row["depth"]}
+        if " pe-" in name:
+            head, rest = name.split(" pe-")
+            lanes, tail = rest.split(",", 1)
+            key = f"{head} pe-N,{tail}"
+            elements.setdefault(key, []).append({"lanes": int(lanes)} | plain)
+        else:
+            units_[name] = plain
+    for name, rows in elements.items():
+        rows.append({"lanes": 1} | units_[name.replace("pe-N", "mac")])
+        rows.sort(key=lambda row: row["lanes"])
+    return {"units": units_, "elements": elements}
+
+
+def make_model(points: list[Point], others: Mapping[str, Any]) -> dict[str, Any]:
+    """`model.json`."""
+    fitted = fit(points)
+    found = errors(points, fitted)
+    kept = [error for error in found if error.point.held_out]
+    return {
+        "tool": others["tool"],
+        **fitted,
+        "errors": {"fitted": _summary([e for e in found if not e.point.held_out]), "held_out": _summary(kept)},
+        "baselines": _baselines(others["baselines"]),
+    }
+
+
+@click.command()
+@click.option("--synthesise", "again", is_flag=True, help="Make the points anew first.")
+@click.option("--check", is_flag=True, help="Write nothing; only print the errors of a fit.")
+def main(again: bool, check: bool) -> None:
+    """Fit the analytical model to the synthesised points, and print its errors on those held out."""
+    if again:
+        synthesise(POINTS)
+    points, others = load_points()
+    made = make_model(points, others)
+    click.echo(f"{'held out':<22} {'unit':<24} {'synthesised':>11} {'model':>8} {'error':>7} {'depth':>7}")
+    for error in sorted(errors(points, made), key=lambda e: (e.point.unit, e.point.datapath.name)):
+        p = error.point
+        if p.held_out:
+            click.echo(
+                f"{p.datapath.name:<22} {p.unit + (f'-{p.lanes}' if p.lanes > 1 else ''):<24} {p.transistors:>11.0f} "
+                f"{p.transistors * (1 + error.transistors):>8.0f} {error.transistors:>+7.1%} {error.depth:>+7.1%}"
+            )
+    click.echo(json.dumps(made["errors"], indent=1))
+    if not check:
+        write_text(MODEL, json.dumps(made, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
