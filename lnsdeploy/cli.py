@@ -795,7 +795,15 @@ def report(as_json: bool, **options: Any) -> None:
     help="Workers in a Ray cluster: an address, auto, or local to begin one here.",
 )
 @_json
-def study(file: Path, workers: int, storage: str | None, out: Path | None, ray: str | None, as_json: bool) -> None:
+def study(
+    file: Path,
+    workers: int,
+    data_dir: Path | None,
+    storage: str | None,
+    out: Path | None,
+    ray: str | None,
+    as_json: bool,
+) -> None:
     """Search a space of datapaths: accuracy against cost, beside float32, int8, int4 and fp8.
 
     The file names nets, choices, objectives and constraints. Every point is kept as soon as it is measured: the same

@@ -289,9 +289,7 @@ def lns_inputs(stream: Stream, pe: PEParameters) -> Bits:
     a, w = stream.a.astype(np.int64), stream.w.astype(np.int64)
     valid = np.ones((*a.shape, 1), dtype=np.uint8)
     scale = np.broadcast_to(scales, a.shape)
-    return np.concatenate(
-        [valid, _bits(a, v["A_BITS"]), _bits(w, v["W_BITS"]), _bits(scale, v["SCALE_BITS"])], axis=2
-    )
+    return np.concatenate([valid, _bits(a, v["A_BITS"]), _bits(w, v["W_BITS"]), _bits(scale, v["SCALE_BITS"])], axis=2)
 
 
 def integer_inputs(values: tuple[Floats, Floats], bits: int) -> Bits:
