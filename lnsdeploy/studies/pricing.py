@@ -55,9 +55,9 @@ def baseline_price(name: str) -> Price:
     if model is not None:
         names = {"int8": "int8 mac", "int4": "int4 mac", "fp8-e4m3": "fp8 e4m3 mac"}
         unit = model.baselines().get(f"{names.get(name)}, {ACCUMULATOR_BITS}-bit")
-        if unit is None:
-            return Price()
-        return Price(unit.transistors, unit.depth, 0, None, None, dict(unit.parts), "synthesis")
+        if unit is not None:
+            parts = dict(unit.parts) or {"mac": unit.transistors}
+            return Price(unit.transistors, unit.depth, 0, None, None, parts, "synthesis")
     made = {
         "int8": lambda: units.integer_mac(8, ACCUMULATOR_BITS),
         "int4": lambda: units.integer_mac(4, ACCUMULATOR_BITS),
