@@ -379,7 +379,7 @@ class _Lowering:
         if self.options.recipe is None:
             return None
         name = layer_name(node.weight_name, node.name)
-        names = [layer_name(other.weight_name, other.name) for other in self.net.nodes if other.op in _LAYERS]
+        names = [layer_name(other.weight_name, other.name) for other in self.net.nodes if other.weight_name]
         return self.options.recipe.for_layer(name, layer_types(node.op), Recipe.positions(name, names))
 
     # nodes

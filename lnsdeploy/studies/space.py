@@ -420,8 +420,8 @@ def build_datapath(chosen: Mapping[str, Choice]) -> Datapath:
         old_log = made.accumulate if isinstance(made.accumulate, LogAccumulator) else LogAccumulator()
         guard = int(chosen.get("guard_bits", old_log.guard_bits if ready else 2))
         beyond = old_log.bits - made.output.magnitude_bits - old_log.guard_bits if ready else 1
-        bits = made.output.magnitude_bits + guard + int(chosen.get("range_bits", beyond))
-        values = {"bits": bits, "guard_bits": guard, "lanes": chosen.get("lanes", old_log.lanes)}
+        width = made.output.magnitude_bits + guard + int(chosen.get("range_bits", beyond))
+        values = {"bits": width, "guard_bits": guard, "lanes": chosen.get("lanes", old_log.lanes)}
         accumulate = dataclasses.replace(old_log, **values)
         if "delta" in chosen:
             table = {"kind": "log", **values, "delta": parse_delta(str(chosen["delta"]))}
