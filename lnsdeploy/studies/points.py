@@ -105,11 +105,7 @@ def float_file(study: Study, net: Net, out: Path) -> Path:
     Raises:
         LNSError: the training fails, or the file is no net that can be read.
     """
-    import hashlib
-    import json
-
-    digest = hashlib.sha256(json.dumps(net.identity, sort_keys=True).encode()).hexdigest()[:8]
-    kept = make_folder(out / "nets") / f"{net.name}-{digest}.onnx"
+    kept = make_folder(out / "nets") / float_name(net)
     with locked(kept.with_suffix(".lock")):
         if kept.is_file():
             return kept
@@ -128,6 +124,15 @@ def float_file(study: Study, net: Net, out: Path) -> Path:
             model = float_onnx(plain, _data(net).train_x[:2])
         write_bytes(kept, model.SerializeToString())
     return kept
+
+
+def float_name(net: Net) -> str:
+    """The name of a net's ONNX file: another net of the same name has another."""
+    import hashlib
+    import json
+
+    digest = hashlib.sha256(json.dumps(net.identity, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{net.name}-{digest}.onnx"
 
 
 def float_run(net: Net, out: Path) -> Path:
@@ -383,6 +388,30 @@ def _trained(study: Study, point: Point, out: Path) -> Path:
                 float_run(net, out)
         train(_config(net, **options), folder)
     return folder
+
+
+def histograms(study: Study, point: Point, out: Path) -> list[dict[str, Any]]:
+    """How often each code occurs in the weights of each layer, and in its results for the first test inputs."""
+    from lnsdeploy.emulator.executor import fastest, get_executor
+    from lnsdeploy.emulator.graph import Conv, Gemm
+
+    ready = prepare(study, study.net(point.net), out)
+    artifact = _lowered(study, point, ready, out)
+    words: dict[str, Any] = {}
+    get_executor(fastest()).run(artifact, ready.x[:ERROR_SAMPLES], visit=words.__setitem__)
+    made = []
+    for node in artifact.graph.nodes:
+        if not isinstance(node, (Conv, Gemm)):
+            continue
+        seen = [("weights", node.words, node.plan.weight)]
+        if node.output in words:
+            seen.append(("activations", words[node.output], artifact.graph.tensors[node.output].format))
+        for kind, values, fmt in seen:
+            codes = np.asarray(values).astype(np.int64).reshape(-1) & fmt.max_code
+            found, counts = np.unique(codes, return_counts=True)
+            layer = f"{point.net}: {node.name}"
+            made.append({"layer": layer, "kind": kind, "codes": found.tolist(), "counts": counts.tolist()})
+    return made
 
 
 # ---------------------------------------------------------------------------------------------------

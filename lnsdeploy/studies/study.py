@@ -12,7 +12,7 @@ from typing import Any
 
 from lnsdeploy.errors import BadFileError
 from lnsdeploy.files import make_folder, write_json, write_text
-from lnsdeploy.studies.points import Outcome, float_file
+from lnsdeploy.studies.points import Outcome, float_file, float_name, histograms
 from lnsdeploy.studies.search import Job, Progress, default_storage, search
 from lnsdeploy.studies.space import VALUES, Point, Study, load_study
 
@@ -137,7 +137,19 @@ def run_study(
         job = replace(job, data_dir=str(Path(data_dir).absolute()))
     found = search(study, job, workers=workers, ray=ray, progress=progress)
     results = assemble(study, found, command=command)
+    results["histograms"] = _histograms(study, results, found, target)
     return StudyResult(results, write_files(results, target, page=page))
+
+
+def _histograms(study: Study, results: Mapping[str, Any], found: Any, out: Path) -> list[dict[str, Any]]:
+    """Of each net's most accurate point on the front."""
+    made: list[dict[str, Any]] = []
+    for net in study.nets:
+        able = [p for p in results["points"] if p["net"] == net.name and p["kind"] == "lns" and p["pareto"]]
+        if able:
+            best = max(able, key=lambda p: (p["values"]["accuracy"] or 0, -p["id"]))
+            made += histograms(study, next(point for place, point, *_ in found if place == best["id"]), out)
+    return made
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -227,12 +239,11 @@ def _command(study: Study, point: Point) -> str:
     if point.datapath is None:
         return ""
     net = study.net(point.net)
-    source = net.file or net.run
-    if source is None:
-        source = f"runs/{net.name}-float"
-    line = ["lnsdeploy", "export", f"nets/{net.name}.onnx" if net.file is None else source]
-    line += ["--datapath", "point.toml", "--calibration", net.data, "-o", "point.lns.onnx"]
-    return shlex.join(line)
+    line = ["lnsdeploy", "export", f"nets/{float_name(net)}", "--datapath", "point.toml", "--calibration", net.data]
+    line += ["--sample", str(study.evaluate.sample), "-o", "point.lns.onnx"]
+    where = [] if net.data_dir is None else ["--data-dir", net.data_dir]
+    again = ["lnsdeploy", "emulate", "point.lns.onnx", "--data", net.data]
+    return f"{shlex.join([*line, *where])} && {shlex.join([*again, *where])}"
 
 
 def _known(point: Mapping[str, Any], objectives: Mapping[str, str]) -> bool:
@@ -296,7 +307,14 @@ COLUMNS = (
 
 def write_files(results: dict[str, Any], out: Path, *, page: bool = True) -> dict[str, Path]:
     """``study.json``, ``points.csv``, and the page with its pictures."""
-    paths = {"study.json": out / "study.json", "points.csv": out / "points.csv"}
+    paths: dict[str, Path] = {}
+    if page:
+        from lnsdeploy.studies.study_page import write_page
+
+        named = [net["name"] for net in results["study"]["nets"]]
+        paths |= write_page({**results, "study": {**results["study"], "nets": named}}, out)
+    # after the page, whose own tables leave out what it does not show
+    paths |= {"study.json": out / "study.json", "points.csv": out / "points.csv"}
     write_json(paths["study.json"], results)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -305,14 +323,6 @@ def write_files(results: dict[str, Any], out: Path, *, page: bool = True) -> dic
         row = {**point, **point["values"]}
         writer.writerow(["" if row[name] is None else row[name] for name in COLUMNS])
     write_text(paths["points.csv"], text.getvalue())
-    if page:
-        try:
-            from lnsdeploy.studies.study_page import write_page  # type: ignore[import-not-found,unused-ignore]
-        except ModuleNotFoundError as error:
-            if error.name != "lnsdeploy.studies.study_page":
-                raise
-        else:
-            paths |= write_page(results, out)
     return paths
 
 
