@@ -386,6 +386,14 @@ def test_two_workers_give_the_points_of_one(home: Path, tmp_path: Path) -> None:
     assert plain(found.results) == plain(read_results(home / "out"))
 
 
+@pytest.mark.slow
+def test_two_ray_workers_give_the_points_of_one(home: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="pip install 'lnsdeploy[ray]'")
+    out = furnished(home, tmp_path / "ray")
+    found = run_study(home / "s.toml", out, workers=2, ray="local", page=False)
+    assert plain(found.results) == plain(read_results(home / "out"))
+
+
 def test_a_killed_study_goes_on(home: Path, tmp_path: Path) -> None:
     out = furnished(home, tmp_path / "killed")
     line = [sys.executable, "-m", "lnsdeploy", "study", str(home / "s.toml"), "--out", str(out), "--workers", "2"]
