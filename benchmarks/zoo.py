@@ -276,7 +276,7 @@ def markdown(rows: Sequence[dict[str, Any]], command: str) -> str:
         "at full size between `cpu` and `ort`, and for a small input between `cpu` and each of `ort`, `ort-functions`",
         "(a plain ONNX Runtime) and `torch`. Random weights are harder than trained ones.",
         "",
-        "| net | format | GMACs | in LNS | SQNR | float operations | words equal | lowered in | one image | of float32 |",
+        "| net | format | GMACs | in LNS | SQNR | float operations | words equal | lowered | one image | of float32 |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
