@@ -89,9 +89,12 @@ def main() -> None:
         while done < kills:
             if not killed(toml, broken, patience, workers=1 + done % 2):
                 # it came to its end before it could be killed: from the start again
+                if points(broken) != points(whole):
+                    sys.exit(f"after {done} kills the points are NOT the same")
                 (broken / "study.db").unlink()
             else:
                 done += 1
+                print(f"killed {done} times", flush=True)
         subprocess.run(command(toml, broken, 2), check=True, stdout=subprocess.DEVNULL)
         same = points(broken) == points(whole)
         print(f"{done} kills, {len(points(broken))} points: {'the same' if same else 'NOT the same'}")
