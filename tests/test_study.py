@@ -450,7 +450,8 @@ def test_recommend_holds_its_promise_with_another_seed(home: Path, tmp_path: Pat
     said = found.to_dict()
     assert said["datapath"] == said["recommended"]["datapath"]
     assert said["margin"] >= 0
-    assert sum(said["tried"].values()) == 8
+    # of γ 1, the full table is none: seven datapaths, not eight
+    assert sum(said["tried"].values()) == 7
     assert all(c.outcome.values["size_bytes"] >= found.chosen.outcome.values["size_bytes"] for c in found.runners_up)
     assert "recommended" in found.text()
     study = parse_study(changed(("epochs = 6", "epochs = 6\nseed = 1")) + '\n[evaluate]\npart = "odd"\n')
