@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo-out
+STUDY ?= study-out
 
 MAKEFLAGS += --no-print-directory
 
@@ -24,7 +25,7 @@ NO_ASLR ?= $(if $(shell setarch -R true 2>/dev/null && echo yes),setarch -R)
 # An interpreter with the wheel to be tested, lnsdeploy[all], pytest and hypothesis; by default one is made.
 SMOKE_PYTHON ?= build/smoke/bin/python
 
-.PHONY: help install native demo test lint format wheel smoke sanitize sanitized clean
+.PHONY: help install native demo study test lint format wheel smoke sanitize sanitized clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -51,6 +52,10 @@ $(BIN)/cmake:
 
 demo: install  ## Train, export, emulate, verify and report on real digits; ends with a table.
 	$(BIN)/python examples/demo.py --out $(DEMO)
+
+# With MNIST=DIR, where its four files lie, on its CNN as well; stopped by whatever, the same command goes on.
+study: install  ## Search datapaths for the CNNs of digits and MNIST (MNIST=DIR), beside int8, int4 and fp8.
+	$(BIN)/lnsdeploy study examples/studies/$(if $(MNIST),digits-mnist,digits).toml --workers $(JOBS) --out $(STUDY) $(if $(MNIST),--data-dir $(MNIST))
 
 test: install lint  ## Lint, type checks and all tests, the native library's once more under sanitizers.
 	$(BIN)/pytest -n 2
@@ -107,6 +112,6 @@ sanitized: sanitize  ## Run the equality suite and malformed models on the sanit
 	  $(BIN)/python -m pytest -q -p no:xdist $(SANITIZE_CUDA_THREADS)
 
 clean:  ## Remove what the other targets made.
-	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) $(STUDY) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -f lnsdeploy/_native/*.so lnsdeploy/_native/*.dylib lnsdeploy/_native/*.dll lnsdeploy/_native/build.json
 	find native/inplace -mindepth 1 ! -path native/inplace/CMakeLists.txt -delete

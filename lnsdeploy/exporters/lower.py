@@ -378,7 +378,9 @@ class _Lowering:
         """What the recipe says of a layer that has no recorded formats."""
         if self.options.recipe is None:
             return None
-        return self.options.recipe.for_layer(layer_name(node.weight_name, node.name), layer_types(node.op))
+        name = layer_name(node.weight_name, node.name)
+        names = [layer_name(other.weight_name, other.name) for other in self.net.nodes if other.weight_name]
+        return self.options.recipe.for_layer(name, layer_types(node.op), Recipe.positions(name, names))
 
     # nodes
 

@@ -816,9 +816,9 @@ def _render(results: Mapping[str, Any], view: Mapping[str, Any]) -> str:
         raise _missing("plotly", error) from error
 
     folder = resources.files("lnsdeploy.studies") / "templates"
-    template_text, style, script, early = (
+    template_text, style, common, script, early = (
         (folder / name).read_text(encoding="utf-8")
-        for name in ("report.html.j2", "report.css", "report.js", "theme.js")
+        for name in ("report.html.j2", "report.css", "common.js", "report.js", "theme.js")
     )
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -833,7 +833,7 @@ def _render(results: Mapping[str, Any], view: Mapping[str, Any]) -> str:
         seeds=_seeds,
     )
     plotly, plotly_digest = _inline_script(get_plotlyjs())
-    script, script_digest = _inline_script(script)
+    script, script_digest = _inline_script(common + script)
     early, early_digest = _inline_script(early)
     floats = {model["name"]: model["float"] for model in view["models"]}
     rows = []

@@ -6,32 +6,10 @@
   const view = JSON.parse(document.getElementById("view").textContent);
   const results = JSON.parse(document.getElementById("results").textContent);
   const points = new Map(results.points.map((point) => [point.id, point]));
-  const root = document.documentElement;
-  const byId = (id) => document.getElementById(id);
-  const all = (selector, within) => Array.from((within || document).querySelectorAll(selector));
-
-  // Okabe and Ito's palette; on dark ground its blue and black are exchanged for its lighter members.
-  const PALETTE = {
-    light: ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"],
-    dark: ["#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#F0E442", "#FFFFFF"],
-  };
-  const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "pentagon"];
-  const DASHES = ["solid", "8px,4px", "2px,3px", "8px,3px,2px,3px", "14px,5px", "4px,2px"];
-  const MINUS = "\u2212";
+  const {
+    byId, all, SYMBOLS, DASHES, MINUS, CIVIDIS, plain, percent, signed, dark, ink, colour, faded, layoutOf, put, symbolPath, swatch, onColour,
+  } = page;
   const NEAR_POINTS = 5; // pp below float32 that the axis "near float32" reaches
-  let printing = false;
-
-  // Plotly reads a few tags and entities in any text it shows: names are shown as they are.
-  function plain(text) {
-    return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-  }
-  function percent(share, digits) {
-    return (100 * share).toFixed(digits === undefined ? 2 : digits) + " %";
-  }
-  function signed(value) {
-    const text = Math.abs(value).toFixed(2);
-    return Number(text) === 0 ? text : (value < 0 ? MINUS : "+") + text;
-  }
   function smallShare(share) {
     const value = 100 * share;
     if (value === 0) return "0";
@@ -44,109 +22,12 @@
     return (100 * spread.mean).toFixed(2) + sd + " % (" + n + ")";
   }
 
-  // ---------------------------------------------------------------------------------------------- theme
-  function dark() {
-    if (printing) return false;
-    if (root.dataset.theme) return root.dataset.theme === "dark";
-    return window.matchMedia("(prefers-color-scheme: dark)").matches;
-  }
-  function ink() {
-    return dark()
-      ? { text: "#e8edf2", soft: "#a3b0be", grid: "#28323d", card: "#171e26", band: "rgba(232,237,242,.12)", blank: "#222c36", hover: "#0b0f14" }
-      : { text: "#16202c", soft: "#52606f", grid: "#e7ebf0", card: "#ffffff", band: "rgba(22,32,44,.10)", blank: "#eef1f4", hover: "#ffffff" };
-  }
-  const colour = (index) => PALETTE[dark() ? "dark" : "light"][index % 7];
-  function faded(hex, alpha) {
-    const part = (at) => parseInt(hex.slice(at, at + 2), 16);
-    return "rgba(" + part(1) + "," + part(3) + "," + part(5) + "," + alpha + ")";
-  }
-
-  const themes = ["system", "light", "dark"];
-  function showTheme() {
-    byId("theme").textContent = "Theme: " + (root.dataset.theme || "system");
-  }
-  byId("theme").addEventListener("click", function () {
-    const next = themes[(themes.indexOf(root.dataset.theme || "system") + 1) % 3];
-    if (next === "system") delete root.dataset.theme;
-    else root.dataset.theme = next;
-    try {
-      if (next === "system") localStorage.removeItem("lnsdeploy-theme");
-      else localStorage.setItem("lnsdeploy-theme", next);
-    } catch (error) {
-      // Not remembered where storage is refused; the page still changes.
-    }
-    showTheme();
-    drawAll();
-  });
-  showTheme();
-
-  // ---------------------------------------------------------------------------------------------- charts
-  const CONFIG = {
-    displaylogo: false,
-    responsive: false,
-    plotlyServerURL: "",
-    typesetMath: false,
-    showSendToCloud: false,
-    modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
-    toImageButtonOptions: { format: "svg", filename: "lnsdeploy" },
-  };
-
-  function layoutOf(extra) {
-    const shade = ink();
-    const axis = { gridcolor: shade.grid, zeroline: false, linecolor: shade.soft, tickcolor: shade.soft, automargin: true };
-    return Object.assign(
-      {
-        paper_bgcolor: "rgba(0,0,0,0)",
-        plot_bgcolor: "rgba(0,0,0,0)",
-        font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif", size: 13, color: shade.text },
-        margin: { l: 60, r: 16, t: 12, b: 50 },
-        showlegend: false,
-        hovermode: "closest",
-        hoverlabel: { bgcolor: shade.hover, bordercolor: shade.soft, font: { color: shade.text, size: 12.5 }, align: "left" },
-        modebar: { bgcolor: "rgba(0,0,0,0)", color: shade.soft, activecolor: shade.text },
-      },
-      extra,
-      { xaxis: Object.assign({}, axis, extra.xaxis), yaxis: Object.assign({}, axis, extra.yaxis) },
-    );
-  }
-  function put(element, traces, layout) {
-    layout.width = Math.max(Math.floor(printing ? 690 : element.parentElement.clientWidth), layout.minwidth || 280);
-    delete layout.minwidth;
-    Plotly.react(element, traces, layout, CONFIG);
-  }
-
   // ---- accuracy against width
   const shown = new Set(view.series.map((name, index) => index));
   const widths = [];
   view.models.forEach((model) => model.configs.forEach((config) => widths.includes(config.bits) || widths.push(config.bits)));
   widths.sort((a, b) => a - b);
 
-  function symbolPath(index, x, y, r) {
-    const k = 0.82 * r;
-    const poly = (list) => "M" + list.map((p) => (x + p[0]).toFixed(1) + " " + (y + p[1]).toFixed(1)).join("L") + "Z";
-    switch (SYMBOLS[index % SYMBOLS.length]) {
-      case "circle": return "M" + (x - r) + " " + y + "a" + r + " " + r + " 0 1 0 " + 2 * r + " 0a" + r + " " + r + " 0 1 0 " + -2 * r + " 0Z";
-      case "square": return poly([[-k, -k], [k, -k], [k, k], [-k, k]]);
-      case "diamond": return poly([[0, -1.25 * r], [1.25 * r, 0], [0, 1.25 * r], [-1.25 * r, 0]]);
-      case "triangle-up": return poly([[0, -1.1 * r], [1.1 * r, 0.8 * r], [-1.1 * r, 0.8 * r]]);
-      case "triangle-down": return poly([[0, 1.1 * r], [1.1 * r, -0.8 * r], [-1.1 * r, -0.8 * r]]);
-      case "cross": { const a = 0.4 * r, b = 1.1 * r; return poly([[-a, -b], [a, -b], [a, -a], [b, -a], [b, a], [a, a], [a, b], [-a, b], [-a, a], [-b, a], [-b, -a], [-a, -a]]); }
-      case "x": { const a = 0.55 * r, b = 1.1 * r; return poly([[0, -a], [b - a, -b], [b, a - b], [a, 0], [b, b - a], [b - a, b], [0, a], [a - b, b], [-b, b - a], [-a, 0], [-b, a - b], [a - b, -b]]); }
-      default: return poly([0, 1, 2, 3, 4].map((i) => [1.1 * r * Math.sin((2 * Math.PI * i) / 5), -1.1 * r * Math.cos((2 * Math.PI * i) / 5)]));
-    }
-  }
-  function swatch(paths, width) {
-    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    svg.setAttribute("width", width);
-    svg.setAttribute("height", 14);
-    svg.setAttribute("aria-hidden", "true");
-    paths.forEach((attributes) => {
-      const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-      Object.keys(attributes).forEach((name) => path.setAttribute(name, attributes[name]));
-      svg.append(path);
-    });
-    return svg;
-  }
   function drawLegend() {
     const legend = byId("width-legend");
     const focused = all("button", legend).indexOf(document.activeElement);
@@ -391,28 +272,12 @@
   }
 
   // ---- heat maps
-  const CIVIDIS = [[0, "#00224e"], [0.125, "#123570"], [0.25, "#3b496c"], [0.375, "#575d6d"], [0.5, "#707173"], [0.625, "#8a8678"], [0.75, "#a59c74"], [0.875, "#c3b369"], [1, "#fee838"]];
   const SHARES = {
     light: [[0, "#fdf3e7"], [0.35, "#fbc98d"], [0.65, "#ec8a3a"], [0.85, "#c25405"], [1, "#6b2a00"]],
     dark: [[0, "#232b33"], [0.35, "#573a1c"], [0.65, "#a35a10"], [0.85, "#e69022"], [1, "#ffdf9e"]],
   };
   const SHARE_TICKS = [-3, -2, -1, 0, 1, 2];
   const SHARE_NAMES = ["≤ 0.001 %", "0.01 %", "0.1 %", "1 %", "10 %", "100 %"];
-
-  // Black or white, whichever contrasts more with the colour at a place (0 to 1) of a scale.
-  function onColour(scale, place) {
-    const at = Math.min(Math.max(place, 0), 1);
-    let upper = scale.findIndex((stop) => stop[0] >= at);
-    if (upper < 1) upper = 1;
-    const from = scale[upper - 1], to = scale[upper];
-    const part = (at - from[0]) / (to[0] - from[0]);
-    const light = [1, 3, 5].map((start) => {
-      const mixed = parseInt(from[1].slice(start, start + 2), 16) * (1 - part) + parseInt(to[1].slice(start, start + 2), 16) * part;
-      const c = mixed / 255;
-      return c <= 0.03928 ? c / 12.92 : Math.pow((c + 0.055) / 1.055, 2.4);
-    });
-    return 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2] > 0.179 ? "#000000" : "#ffffff";
-  }
 
   function drawHeat(kind) {
     const field = kind === "layers" ? "sqnr_db" : kind;
@@ -510,114 +375,6 @@
   ["width-axis", "width-band", "width-seeds"].forEach((id) => byId(id).addEventListener("change", drawWidth));
   ["datapaths-axis", "datapaths-bits"].forEach((id) => byId(id).addEventListener("change", drawDatapaths));
 
-  let lastWidth = root.clientWidth;
-  let waiting = 0;
-  window.addEventListener("resize", function () {
-    if (root.clientWidth === lastWidth || printing) return;
-    lastWidth = root.clientWidth;
-    clearTimeout(waiting);
-    waiting = setTimeout(drawAll, 120);
-  });
-  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-
-  // Paper is light, and as wide as paper is.
-  let themeBefore;
-  let opened = [];
-  window.addEventListener("beforeprint", function () {
-    printing = true;
-    themeBefore = root.dataset.theme;
-    root.dataset.theme = "light";
-    opened = all("details:not([open])");
-    opened.forEach((element) => (element.open = true));
-    drawAll();
-  });
-  window.addEventListener("afterprint", function () {
-    printing = false;
-    if (themeBefore) root.dataset.theme = themeBefore;
-    else delete root.dataset.theme;
-    opened.forEach((element) => (element.open = false));
-    drawAll();
-  });
-
-  // ---------------------------------------------------------------------------------------------- table
-  const body = byId("points-table").tBodies[0];
-  const rows = Array.from(body.rows);
-  const texts = rows.map((row) => row.textContent.toLowerCase());
-  const filters = all("[data-filter]");
-
-  function filter() {
-    const needle = byId("filter-text").value.trim().toLowerCase();
-    let count = 0;
-    rows.forEach((row, index) => {
-      const keep = texts[index].includes(needle) && filters.every((select) => !select.value || row.dataset[select.dataset.filter] === select.value);
-      row.hidden = !keep;
-      if (keep) count += 1;
-    });
-    byId("filter-count").textContent = count + " of " + rows.length;
-  }
-  byId("filter-text").addEventListener("input", filter);
-  filters.forEach((select) => select.addEventListener("change", filter));
-  byId("filter-clear").addEventListener("click", function () {
-    byId("filter-text").value = "";
-    filters.forEach((select) => (select.value = ""));
-    filter();
-  });
-
-  const collator = new Intl.Collator("en", { numeric: true });
-  all("th[data-sort]", byId("points-table")).forEach((head) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.className = "sort";
-    button.textContent = head.textContent;
-    head.replaceChildren(button);
-    // Browsers repeat a table's head on every printed page, but not the buttons in it.
-    window.addEventListener("beforeprint", () => (head.textContent = button.textContent));
-    window.addEventListener("afterprint", () => head.replaceChildren(button));
-    button.addEventListener("click", function () {
-      const column = head.cellIndex;
-      const descending = head.getAttribute("aria-sort") === "ascending";
-      all("th[aria-sort]", byId("points-table")).forEach((other) => other.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", descending ? "descending" : "ascending");
-      const numeric = head.dataset.sort === "number";
-      const key = (row) => (numeric ? row.cells[column].dataset.value : row.cells[column].textContent);
-      const sorted = rows.slice().sort((a, b) => {
-        const x = key(a), y = key(b);
-        // What was not measured stays at the end, whichever the direction.
-        if (numeric && (x === "" || y === "")) return (x === "" ? 1 : 0) - (y === "" ? 1 : 0);
-        const order = numeric ? Number(x) - Number(y) : collator.compare(x, y);
-        return descending ? -order : order;
-      });
-      body.append.apply(body, sorted);
-    });
-  });
-
-  // ---------------------------------------------------------------------------------------------- copying
-  function copied(button, done) {
-    button.textContent = done ? "Copied" : "Select it";
-    byId("status").textContent = done ? "Command copied" : "Copying was refused; the command is selected";
-    setTimeout(() => (button.textContent = "Copy"), 1600);
-  }
-  function selectAndCopy(button, code) {
-    const range = document.createRange();
-    range.selectNodeContents(code);
-    const selection = window.getSelection();
-    selection.removeAllRanges();
-    selection.addRange(range);
-    copied(button, document.execCommand("copy"));
-  }
-  document.addEventListener("click", function (event) {
-    const button = event.target.closest(".copy");
-    if (!button) return;
-    const code = button.parentElement.querySelector("code");
-    if (navigator.clipboard) {
-      navigator.clipboard.writeText(code.textContent).then(() => copied(button, true), () => selectAndCopy(button, code));
-    } else {
-      selectAndCopy(button, code);
-    }
-  });
-
-  drawAll();
-  // The charts have moved what follows them since the browser went to the address's section.
-  const target = location.hash.length > 1 && byId(location.hash.slice(1));
-  if (target) target.scrollIntoView();
+  page.table(byId("points-table"));
+  page.start(drawAll);
 })();
