@@ -104,7 +104,8 @@ def make_study(nets=("mlp", "cnn"), seed=3):
                         },
                         format=f"{bits}:{gamma}",
                         datapath=name,
-                        datapath_toml=f'name = "{name}"\nweight = "{bits}:{gamma}"\n\n[accumulate]\nkind = "{accumulate}"\n',
+                        datapath_toml=f'name = "{name}"\nweight = "{bits}:{gamma}"\n\n[accumulate]\n'
+                        f'kind = "{accumulate}"\n',
                         fingerprint=f"{random.Random(name).getrandbits(64):016x}",
                         values={
                             "accuracy": share,
