@@ -23,10 +23,9 @@ pytest.importorskip("jinja2", reason="the report extra is not installed")
 pytest.importorskip("plotly", reason="the report extra is not installed")
 pytest.importorskip("matplotlib", reason="the report extra is not installed")
 
-from browser import browse, needs_chromium
-
 from lnsdeploy.errors import BadFileError, BadValueError, LNSError
 from lnsdeploy.studies import page
+from tests.browser import browse, needs_chromium
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp; "q" \'s\' $x_1^$ %{y} \u2028'
 

@@ -15,11 +15,10 @@ pytest.importorskip("jinja2", reason="the report extra is not installed")
 pytest.importorskip("plotly", reason="the report extra is not installed")
 pytest.importorskip("matplotlib", reason="the report extra is not installed")
 
-from browser import browse, needs_chromium
-from studies_made import make_study
-
 from lnsdeploy.errors import BadFileError, BadValueError
 from lnsdeploy.studies import study_page
+from tests.browser import browse, needs_chromium
+from tests.studies_made import make_study
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp; "q" \'s\' $x_1^$ %{y} \u2028'
 CHARTS = ("front", "bits", "breakdown", "layers", "delta", "histograms")
@@ -27,7 +26,7 @@ CHARTS = ("front", "bits", "breakdown", "layers", "delta", "histograms")
 
 def hostile_study():
     """A study in which every text tries to break out of its place."""
-    results = make_study(nets=("mlp",))
+    results = make_study(nets=("mlp",), widths=(8,))
     results["study"].update(name=HOSTILE, command=HOSTILE, toml=HOSTILE, nets=[HOSTILE], fingerprint=HOSTILE)
     results["study"]["versions"] = {HOSTILE: HOSTILE}
     results["study"][HOSTILE] = HOSTILE
@@ -99,7 +98,7 @@ def test_csv_is_the_data(written, results):
 
 
 def test_same_input_gives_same_bytes(tmp_path):
-    small = make_study(nets=("mlp",))
+    small = make_study(nets=("mlp",), widths=(8,))
     first, second = (study_page.write_page(small, tmp_path / name) for name in ("a", "b"))
     for name in first:
         assert first[name].read_bytes() == second[name].read_bytes(), name
@@ -115,11 +114,11 @@ def test_a_study_without_results_is_a_page(tmp_path):
     assert "<small>why</small>" in html
 
 
-def test_not_a_number_becomes_none(tmp_path):
+def test_not_a_number_becomes_none():
     results = make_study(nets=("mlp",))
     results["points"][7]["values"]["sqnr_db"] = float("inf")
     results["study"]["spread"] = float("nan")
-    data = json.loads(study_page.write_page(results, tmp_path)["study.json"].read_text(encoding="utf-8"))
+    data = study_page.normalise(results)
     assert data["points"][7]["values"]["sqnr_db"] is None
     assert data["study"]["spread"] is None
 
@@ -179,9 +178,10 @@ def test_front_is_what_nothing_beats(results):
     points = [p for p in study_page.normalise(results)["points"] if p["net"] == "cnn" and p["state"] == "complete"]
     directions = {"accuracy": "maximize", "transistors": "minimize", "depth": "minimize"}
     for x, y in (("transistors", "accuracy"), ("accuracy", "transistors"), ("depth", "transistors")):
+        sign = {name: -1 if directions[name] == "maximize" else 1 for name in (x, y)}
 
-        def pair(p, x=x, y=y):
-            return tuple(p["values"][n] * (-1 if directions[n] == "maximize" else 1) for n in (x, y))
+        def pair(p, sign=sign):
+            return tuple(p["values"][name] * way for name, way in sign.items())
 
         costs = {pair(p) for p in points}
         expected = {c for c in costs if not any(d != c and d[0] <= c[0] and d[1] <= c[1] for d in costs)}
@@ -258,7 +258,6 @@ def _data(html, name):
 
 def test_hostile_text_stays_text(hostile):
     html = hostile["study.html"].read_text(encoding="utf-8")
-    assert html.count("<script") - html.split('<script type="application/json"')[2].count('"<script') >= 5
     assert "<script>alert" not in html
     before = html.split('<script type="application/json"')[0]
     assert "<img" not in before
@@ -326,7 +325,8 @@ got.failed = visible().map((row) => row.textContent.includes("2^9 entries"));
 byId("filter-clear").click();
 // every control is reached by Tab: nothing interactive is taken out of the order
 got.unreachable = all("button, select, input, summary, a[href], .copy").filter((e) => e.tabIndex < 0).length;
-got.unnamed = all("button, select, input").filter((e) => !(e.textContent.trim() || e.getAttribute("aria-label") || e.closest("label"))).length;
+const named = (e) => e.textContent.trim() || e.getAttribute("aria-label") || e.closest("label");
+got.unnamed = all("button, select, input").filter((e) => !named(e)).length;
 choose(byId("delta-table"), "1");
 got.delta = byId("delta-errors").data.map((t) => Array.from(t.y));
 choose(byId("codes-layer"), "2");
