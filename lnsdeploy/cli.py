@@ -40,7 +40,7 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        order = ["train", "export", "emulate", "verify", "report", "cost", "info"]
+        order = ["train", "export", "emulate", "verify", "report", "study", "recommend", "compare", "cost", "info"]
         return sorted(self.commands, key=lambda name: order.index(name) if name in order else len(order))
 
 
@@ -751,6 +751,114 @@ def report(as_json: bool, **options: Any) -> None:
         _print_json(result.to_dict())
     else:
         click.echo(result.summary())
+
+
+@cli.command()
+@click.argument("file", metavar="STUDY.toml", type=click.Path(path_type=Path))
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
+@click.option("--storage", default=None, metavar="URL", help="Database; by default the SQLite file OUT/study.db.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder; by default the file's name.")
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="auto",
+    default=None,
+    metavar="[ADDRESS]",
+    help="Workers in a Ray cluster: an address, auto, or local to begin one here.",
+)
+@_json
+def study(file: Path, workers: int, storage: str | None, out: Path | None, ray: str | None, as_json: bool) -> None:
+    """Search a space of datapaths: accuracy against cost, beside float32, int8, int4 and fp8.
+
+    The file names nets, choices, objectives and constraints. Every point is kept as soon as it is measured: the same
+    command, after whatever interrupted it, goes on. More processes, also on other machines, may work on one storage.
+
+    \b
+    Example:
+      lnsdeploy study examples/studies/quick.toml --out quick
+      lnsdeploy study study.toml --workers 2 --json
+      lnsdeploy study study.toml --storage postgresql://me@host/studies --ray auto --workers 64
+    """
+    from lnsdeploy.studies.study import run_study
+
+    target = out or Path(file.stem)
+    with _counted() as progress:
+        result = run_study(
+            file, target, storage=storage, workers=workers, ray=ray, command=_command_line(), progress=progress
+        )
+    if as_json:
+        _print_json(result.to_dict())
+        return
+    found = result.to_dict()
+    click.echo(result.text())
+    counts = ", ".join(f"{number} {state}" for state, number in found["states"].items())
+    click.echo(f"{found['trials']} points ({counts}), results: {found['report']}")
+
+
+@contextmanager
+def _counted() -> Iterator[Callable[[int, int, str], None]]:
+    """A line of what is done, of how much, and a word, on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done, total, word: None
+        return
+    yield lambda done, total, word: click.echo(f"\r\033[K{done}/{total} {word}", nl=False, err=True)
+    click.echo("\r\033[K", nl=False, err=True)
+
+
+@cli.command()
+@click.option("--net", required=True, type=click.Path(path_type=Path), help="A float ONNX file or a run directory.")
+@click.option("--max-drop", type=float, required=True, metavar="POINTS", help="Accuracy that may be lost, in %.")
+@click.option("--data", default=None, help="Data set; a run brings its own.")
+@_data_dir
+@click.option("--space", type=click.Path(path_type=Path), default=None, metavar="TOML", help="A [space] to search.")
+@click.option("--cost", "by", default="transistors", show_default=True, help="What is to be small.")
+@click.option("--runners-up", type=click.IntRange(0), default=3, show_default=True, help="How many to tell.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Keep the search there, to go on.")
+@_json
+def recommend(as_json: bool, **options: Any) -> None:
+    """The cheapest datapath that costs a net no more accuracy than allowed, with runners-up and why.
+
+    Datapaths are chosen on one half of the test set, and what is promised is checked on the other. Exit status 1 if
+    none holds.
+
+    \b
+    Example:
+      lnsdeploy recommend --net run --max-drop 0.5
+      lnsdeploy recommend --net m.onnx --data mnist --data-dir DIR --max-drop 1 --json
+    """
+    from lnsdeploy.studies.recommend import recommend as ask
+
+    with _counted() as progress:
+        found = ask(progress=progress, **options)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        click.echo(found.text())
+    if found.chosen is None:
+        raise CheckFailedError("" if as_json else "no datapath that was tried holds")
+
+
+@cli.command()
+@click.argument("first", metavar="A", type=click.Path(path_type=Path))
+@click.argument("second", metavar="B", type=click.Path(path_type=Path))
+@_json
+def compare(first: Path, second: Path, as_json: bool) -> None:
+    """Two runs, studies or models side by side.
+
+    \b
+    Example:
+      lnsdeploy compare run-a run-b
+      lnsdeploy compare study-a study-b --json
+      lnsdeploy compare a.lns.onnx b.lns.onnx
+    """
+    from lnsdeploy.studies.compare import compare as side_by_side
+
+    found = side_by_side(first, second)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        click.echo(found.text())
 
 
 def _command_line() -> str:

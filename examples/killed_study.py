@@ -1,0 +1,103 @@
+"""A study whose process is killed again and again ends with the same points and the same front (docs/studies.md).
+
+    python examples/killed_study.py [KILLS] [STUDY.toml]
+
+runs a study once undisturbed, then once killed with SIGKILL at KILLS random moments (20 by default), workers and all,
+and continued each time. Fails if a point was lost, doubled, or is another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+STUDY = """
+name = "killed"
+
+[[net]]
+name = "digits-mlp"
+data = "digits"
+model = "mlp"
+epochs = 3
+
+[objectives]
+accuracy = "maximize"
+size_bytes = "minimize"
+
+[space]
+format = ["3:1", "4:1", "4:2", "5:2", "6:4", "8:8"]
+accumulate = ["linear", "log"]
+table_bits = [0, "full"]
+delta = ["exact", "mitchell", "max"]
+"""
+
+
+def command(toml: Path, out: Path, workers: int = 1) -> list[str]:
+    return [
+        *(sys.executable, "-m", "lnsdeploy", "study", str(toml)),
+        *("--out", str(out), "--workers", str(workers), "--json"),
+    ]
+
+
+def points(out: Path) -> list[dict[str, Any]]:
+    """What became of every point, without what belongs to this run of it."""
+    found = json.loads((out / "study.json").read_text())["points"]
+    return [{k: point[k] for k in ("id", "fingerprint", "state", "reason", "values", "pareto")} for point in found]
+
+
+def killed(toml: Path, out: Path, patience: float, workers: int = 1) -> bool:
+    """Run, and kill all of it at a random moment; False if it was faster."""
+    process = subprocess.Popen(
+        command(toml, out, workers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        process.wait(random.uniform(0, patience))
+        return False
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+
+
+def main() -> None:
+    kills = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        toml = folder / "study.toml"
+        toml.write_text(Path(sys.argv[2]).read_text() if len(sys.argv) > 2 else STUDY)
+        whole, broken = folder / "whole", folder / "broken"
+        subprocess.run(command(toml, whole), check=True, stdout=subprocess.DEVNULL)
+        # the net is trained once; killing trainings is another example
+        for part in ("nets", "runs"):
+            shutil.copytree(whole / part, broken / part)
+        begun = time.monotonic()
+        scratch = folder / "scratch"
+        for part in ("nets", "runs"):
+            shutil.copytree(whole / part, scratch / part)
+        subprocess.run(command(toml, scratch), check=True, stdout=subprocess.DEVNULL)
+        patience = 0.9 * (time.monotonic() - begun)
+        done = 0
+        while done < kills:
+            if not killed(toml, broken, patience, workers=1 + done % 2):
+                # it came to its end before it could be killed: from the start again
+                (broken / "study.db").unlink()
+            else:
+                done += 1
+        subprocess.run(command(toml, broken, 2), check=True, stdout=subprocess.DEVNULL)
+        same = points(broken) == points(whole)
+        print(f"{done} kills, {len(points(broken))} points: {'the same' if same else 'NOT the same'}")
+        if not same:
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

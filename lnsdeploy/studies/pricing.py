@@ -1,0 +1,117 @@
+"""What a point costs: its datapath, or a baseline's unit, by the fitted model or by synthesis (docs/cost.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from lnsdeploy.datapath import Datapath
+from lnsdeploy.errors import LNSError
+
+# The accumulator that the baselines have: that of the 8-bit linear datapaths.
+ACCUMULATOR_BITS = 24
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of a multiply-accumulate unit.
+
+    Args:
+        transistors, depth, table_bits, energy: None where it is not known.
+        range: of transistors, where several figures were taken.
+        breakdown: transistors by part.
+        source: where the figures are from.
+    """
+
+    transistors: float | None = None
+    depth: float | None = None
+    table_bits: float | None = None
+    energy: float | None = None
+    range: tuple[float, float] | None = None
+    breakdown: dict[str, float] = field(default_factory=dict)
+    source: str = "not known"
+
+
+@lru_cache(maxsize=4096)
+def price(datapath: Datapath) -> Price:
+    """Of a datapath's MAC with its own lanes, per lane.
+
+    Names and texts do not count: equal fingerprints cost the same.
+    """
+    lanes = datapath.accumulate.lanes
+    model = _model()
+    if model is not None:
+        return _estimated(model.estimate(datapath, lanes=lanes), lanes)
+    return _synthesised(replace(datapath, name="study", citation="", notes=""))
+
+
+@lru_cache(maxsize=16)
+def baseline_price(name: str) -> Price:
+    """Of a baseline's MAC; float32 has none here."""
+    from lnsdeploy.cost import synthesis, units
+
+    model = _model()
+    if model is not None:
+        names = {"int8": "int8 mac", "int4": "int4 mac", "fp8-e4m3": "fp8 e4m3 mac"}
+        unit = model.baselines().get(f"{names.get(name)}, {ACCUMULATOR_BITS}-bit")
+        if unit is None:
+            return Price()
+        return Price(unit.transistors, unit.depth, 0, None, None, dict(unit.parts), "synthesis")
+    made = {
+        "int8": lambda: units.integer_mac(8, ACCUMULATOR_BITS),
+        "int4": lambda: units.integer_mac(4, ACCUMULATOR_BITS),
+        "fp8-e4m3": lambda: units.fp8_mac(ACCUMULATOR_BITS),
+    }
+    if name not in made or synthesis.find() is None:
+        return Price()
+    cost = synthesis.synthesise(made[name](), runs=3)
+    found = cost.transistors
+    whole = {"mac": found.median}
+    return Price(found.median, cost.depth.median, 0, None, (found.min, found.max), whole, synthesis.best().version)
+
+
+def model_available() -> bool:
+    """Whether there is a fitted model, which takes no time."""
+    return _model() is not None
+
+
+def _model() -> Any:
+    try:
+        from lnsdeploy.cost import model  # type: ignore[attr-defined,unused-ignore]
+    except ImportError:
+        return None
+    return model
+
+
+def _estimated(found: Any, lanes: int) -> Price:
+    """The model's figures, of one lane."""
+    parts = {name: round(value / lanes, 1) for name, value in dict(found.parts).items()}
+    energy = getattr(found, "energy", None)
+    return Price(
+        round(found.transistors / lanes, 1),
+        round(found.depth, 1),
+        found.table_bits,
+        None if energy is None else energy / lanes,
+        None,
+        parts,
+        "fitted model",
+    )
+
+
+def _synthesised(datapath: Datapath) -> Price:
+    """By Yosys, which keeps what it has synthesised before."""
+    from lnsdeploy.cost import synthesis, units
+
+    if synthesis.find() is None:
+        return Price(source=synthesis.HOW_TO_GET_ONE)
+    made = units.units_of(datapath, 1)
+    try:
+        mac = synthesis.synthesise(made["mac"], runs=1)
+        multiplier = synthesis.synthesise(made["multiplier"], runs=1).transistors.median
+    except LNSError as error:
+        return Price(source=str(error))
+    total = mac.transistors
+    parts = {"multiplier": multiplier, "accumulator": max(total.median - multiplier, 0)}
+    bits = units.table_bits(made["mac"])
+    return Price(total.median, mac.depth.median, bits, None, (total.min, total.max), parts, synthesis.best().version)
