@@ -239,6 +239,59 @@ int32_t lns_round_floats(const float* x, int64_t channels, int64_t inner, int32_
   });
 }
 
+int32_t lns_largest_sums(int64_t rows, int64_t depth, int64_t channels, int64_t bins, int64_t columns,
+                         const double* values, const uint8_t* bins_of, const int32_t* a, const int32_t* w,
+                         const double* start, double* peak, int32_t threads, lns_error* error) {
+  return guarded(error, [&] {
+    if (channels <= 0) return;
+    need(start, "start");
+    need(peak, "peak");
+    if (bins < 1 || (bins > 1 && !bins_of)) fail(LNS_BAD_VALUE, "%lld bins", static_cast<long long>(bins));
+    const int64_t operands = product(rows, depth), weights = product(depth, channels);
+    if (operands && weights) {
+      need(values, "values");
+      need(a, "a");
+      need(w, "w");
+    }
+    int64_t most_a = 0, most_w = 0;
+    for (int64_t i = 0; i < operands; ++i) most_a = std::max<int64_t>(most_a, std::abs(int64_t{a[i]}));
+    for (int64_t i = 0; i < weights; ++i) most_w = std::max<int64_t>(most_w, std::abs(int64_t{w[i]}));
+    if (operands && weights && most_a + most_w >= columns) {
+      fail(LNS_BAD_VALUE, "a sum of codes of %lld, but %lld values", static_cast<long long>(most_a + most_w),
+           static_cast<long long>(columns));
+    }
+    for (int64_t n = 0; n < channels; ++n) peak[n] = std::abs(start[n]);
+    const int64_t parts = std::min<int64_t>(std::max<int64_t>(rows, 0), 64);
+    const size_t width = static_cast<size_t>(channels), every = static_cast<size_t>(bins) * width;
+    std::vector<double> peaks(static_cast<size_t>(parts) * width);
+    parallel(parts, threads, [&](int64_t part) {
+      double* top = peaks.data() + static_cast<size_t>(part) * width;
+      std::vector<double> sums(every);
+      for (int64_t row = part; row < rows; row += parts) {
+        std::fill(sums.begin(), sums.end(), 0.0);
+        std::copy(start, start + channels, sums.begin());
+        for (int64_t k = 0; k < depth; ++k) {
+          const int32_t x = a[row * depth + k];
+          if (x == 0) continue;
+          const int32_t* line = w + k * channels;
+          const double* shifted = values + std::abs(x);
+          const uint8_t* bin = bins > 1 ? bins_of + std::abs(x) : nullptr;
+          for (size_t n = 0; n < width; ++n) {
+            const int32_t y = line[n], code = std::abs(y);
+            const double value = y == 0 ? 0.0 : (x ^ y) < 0 ? -shifted[code] : shifted[code];
+            double& sum = sums[(bin ? bin[code] * width : 0) + n];
+            sum += value;
+            top[n] = std::max(top[n], std::abs(sum));
+          }
+        }
+      }
+    });
+    for (int64_t part = 0; part < parts; ++part) {
+      for (size_t n = 0; n < width; ++n) peak[n] = std::max(peak[n], peaks[static_cast<size_t>(part) * width + n]);
+    }
+  });
+}
+
 int32_t lns_largest(const float* x, int64_t channels, int64_t inner, float* y, int32_t threads, lns_error* error) {
   return guarded(error, [&] {
     if (channels <= 0) return;

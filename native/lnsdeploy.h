@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define LNS_ABI 3
+#define LNS_ABI 4
 
 enum lns_status {
   LNS_OK = 0,
@@ -159,6 +159,13 @@ LNS_API int32_t lns_round_floats(const float* x, int64_t channels, int64_t inner
 /* The largest magnitude of each of x [channels, inner]; NaN or infinity where there is one. */
 LNS_API int32_t lns_largest(const float* x, int64_t channels, int64_t inner, float* y, int32_t threads,
                             lns_error* error);
+/* The largest magnitude of each channel's partial sums, peak [channels], over the rows of a [rows, depth] times
+ * w [depth, channels], for placing accumulators. Operands are codes with the sign of their value; a product of codes p
+ * and q adds values [columns] at |p| + |q| to the sum of bin bins_of [columns] there (one bin if that is null). Sums
+ * start at start [channels] in bin 0. */
+LNS_API int32_t lns_largest_sums(int64_t rows, int64_t depth, int64_t channels, int64_t bins, int64_t columns,
+                                 const double* values, const uint8_t* bins_of, const int32_t* a, const int32_t* w,
+                                 const double* start, double* peak, int32_t threads, lns_error* error);
 /* Madam, the first half of a step: x = clamp(rate * g / sqrt(max(v, least)) * sign w, +-bound). */
 LNS_API int32_t lns_madam_octaves(int64_t count, const float* w, const float* g, const float* v, float least,
                                   float rate, float bound, float* x, int32_t threads, lns_error* error);

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lnsdeploy.datapath import for_format, load_datapath, named_datapaths
 from lnsdeploy.emulator import graph as g
-from lnsdeploy.errors import BadFileError, BadValueError, UnsupportedError
+from lnsdeploy.errors import BadFileError, BadValueError
 from lnsdeploy.exporters import placement
 from lnsdeploy.exporters.lower import LowerOptions, layer_errors, lower, sqnr_db
 from lnsdeploy.formats import LNSFormat, calibrate, decode, encode
@@ -264,24 +264,6 @@ def test_concatenation_clip_transpose_and_average_pooling():
     ops = [n.op for n in lowered.graph.nodes]
     assert sorted(ops[:3]) == ["Clip", "Conv", "Conv"]
     assert ops[3:] == ["Concat", "AveragePool", "Transpose", "Reshape"]
-
-
-@pytest.mark.parametrize(
-    ("nodes", "weights", "message"),
-    [
-        ([helper.make_node("Softmax", ["x"], ["y"], name="probs")], {}, "Softmax .node 'probs'. has no LNS form"),
-        ([helper.make_node("Foo", ["x"], ["y"], domain="other")], {}, "other.Foo"),
-        ([helper.make_node("Gemm", ["x", "w"], ["y"], alpha=2.0)], {"w": floats(6, 6)}, "alpha, beta and transA"),
-        ([helper.make_node("MatMul", ["x", "x"], ["y"])], {}, "weights must be constant"),
-        ([helper.make_node("Add", ["x", "b"], ["y"])], {"b": floats(6)}, "but as a bias"),
-        ([helper.make_node("Relu", ["nothing"], ["y"])], {}, "nothing makes it"),
-    ],
-)
-def test_what_has_no_lns_form_is_refused_by_name(nodes, weights, message):
-    """Spec 6.6: what would stay in float is named, here in the refusal."""
-    model = single(nodes, weights, [6])
-    with pytest.raises((UnsupportedError, BadFileError), match=message):
-        lower(model, floats(4, 6), LowerOptions(load_datapath("gauss-8")))
 
 
 def test_bad_inputs():

@@ -1,8 +1,8 @@
 """The tutorials run as they are written.
 
-Of each page, in order: a block ```` ```toml NAME ```` or ```` ```python NAME ```` is written to the file NAME, a block
-```` ```sh ```` is run by a shell that stops at the first failure, in a folder of the page's own. Blocks ```` ```sh gpu ````
-and ```` ```text ```` are not run.
+Of each page, in order: a block ```` ```toml NAME ```` or ```` ```python NAME ```` is written to the file NAME, a
+block ```` ```sh ```` is run by a shell that stops at the first failure, in a folder of the page's own. Blocks
+```` ```sh gpu ```` and ```` ```text ```` are not run.
 """
 
 from __future__ import annotations

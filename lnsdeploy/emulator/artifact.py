@@ -164,6 +164,8 @@ def to_model(
         "float_ops": list(float_ops),
         "net": graph.metadata,
     }
+    if graph.constants:
+        description["constants"] = sorted(graph.constants)
     metadata = {
         f"{METADATA}.version": __version__,
         f"{METADATA}.spec": str(SPEC_VERSION),
@@ -261,13 +263,15 @@ def _interpret(model: Any, data: bytes, where: str) -> Artifact:
     }
     arrays = unpack(model, _arrays(model))
     plans = description["plans"]
+    constants = {str(name): arrays[name] for name in description.get("constants", ())}
+    ends = f"{description['encoded']}.encode", f"{model.graph.output[0].name}.decode"
     nodes = []
     for proto in model.graph.node:
-        if proto.domain == DOMAIN and proto.op_type in ("Encode", "Decode"):
+        if proto.domain == DOMAIN and proto.op_type in ("Encode", "Decode") and proto.name in ends:
             continue
         if is_unpacking(proto):
             continue
-        nodes.append(_node(proto, arrays, plans, tensors, datapaths))
+        nodes.append(_node(proto, arrays, plans, tensors, datapaths, constants))
     macs = {str(name): _int(count) for name, count in description["macs"].items()}
     graph = g.LNSGraph(
         input=model.graph.input[0].name,
@@ -281,12 +285,17 @@ def _interpret(model: Any, data: bytes, where: str) -> Artifact:
         tensors=tensors,
         datapaths=datapaths,
         metadata={str(k): str(v) for k, v in description["net"].items()},
+        constants={name: constants[name] for name in _in_order(model, constants)},
     )
     coverage = float(metadata.get(f"{METADATA}.coverage", "1"))
     float_ops = tuple(str(op) for op in description["float_ops"])
     graph.check()
     differences = _check_against_plans(model, graph, macs, coverage, float_ops)
     return Artifact(graph, data, where, macs, coverage, float_ops, differences)
+
+
+def _in_order(model: Any, constants: Mapping[str, Any]) -> list[str]:
+    return [tensor.name for tensor in model.graph.initializer if tensor.name in constants]
 
 
 def _int(value: Any) -> int:
@@ -315,16 +324,17 @@ def _node(
     plans: Mapping[str, Any],
     tensors: Mapping[str, g.TensorInfo],
     datapaths: Mapping[str, Datapath],
+    constants: Mapping[str, npt.NDArray[Any]],
 ) -> g.Node:
     from lnsdeploy.exporters.functions import DOMAIN
     from lnsdeploy.exporters.nodes import node_of
 
     if proto.domain not in (DOMAIN, ""):
         raise UnsupportedError(f"node {proto.name!r}: operator domain {proto.domain!r} is unknown")
-    for name in proto.output:
-        if name not in tensors:
-            raise BadFileError(f"node {proto.name!r}: its output {name!r} has no recorded format")
-    return node_of(proto, arrays, plans.get(proto.name, {}), tensors, datapaths)
+    node = node_of(proto, arrays, plans.get(proto.name, {}), tensors, datapaths, constants)
+    if node.makes_words and node.output not in tensors:
+        raise BadFileError(f"node {proto.name!r}: its output {node.output!r} has no recorded format")
+    return node
 
 
 def _check_against_plans(

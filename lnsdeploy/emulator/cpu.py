@@ -101,6 +101,11 @@ def convolution(
     return layer.convolution(x, window, counts)
 
 
+def matmul(a: Words, b: Words, plan: DotPlan, counts: Counts | None = None) -> Words:
+    """Matrix products of two tensors of words (spec 7.2); see :func:`lnsdeploy.emulator.reference.matmul`."""
+    return reference.each_product(np.asarray(a), np.asarray(b), lambda x, w: dot(x, w, None, plan, counts), plan.output)
+
+
 def _native(fmt: LNSFormat) -> bool:
     return fmt.bits <= 16
 
@@ -184,7 +189,26 @@ def _step(node: g.Node) -> _Step:
     elif isinstance(node, g.Rescale):
         change = node.plan
         return lambda tensors, counts: rescale(tensors[0], change, counts)
+    elif isinstance(node, g.MatMul):
+        product = node.plan
+        return lambda tensors, counts: matmul(tensors[0], tensors[1], product, counts)
+    elif isinstance(node, g.Encode):
+        return _encoding(node)
     return node.run
+
+
+def _encoding(node: g.Encode) -> _Step:
+    info = node.result
+    if not _native(info.format):
+        return node.run
+    return lambda tensors, counts: native.encode(
+        g.numbers(tensors[0], node.name), info.format, info.offset, node.underflow
+    )
+
+
+def step_of(node: g.Node) -> _Step:
+    """The fastest that runs a node here, to the reference's bits."""
+    return node.run if native.unavailable() else _step(node)
 
 
 def _gemm(layer: native.NativeDot) -> _Step:

@@ -23,7 +23,7 @@ from lnsdeploy.emulator import graph as g
 from lnsdeploy.emulator.artifact import Artifact
 from lnsdeploy.emulator.plan import AddPlan, Counts, DotPlan, PoolPlan, RescalePlan, Window
 from lnsdeploy.emulator.portable import divide, maximum, minimum, multiply, negate, square_root
-from lnsdeploy.errors import MissingDependencyError, UnsupportedError
+from lnsdeploy.errors import BadValueError, MissingDependencyError, UnsupportedError
 from lnsdeploy.formats import LNSFormat, Words
 
 __all__ = [
@@ -182,8 +182,68 @@ def _step(node: g.Node, functions: Any, device: torch.device) -> _Step:
     if isinstance(node, g.Concat):
         axis = node.axis
         return lambda tensors, counts: torch.cat(tensors, axis)
+    if isinstance(node, g.MatMul):
+        product = node.plan
+        return lambda tensors, counts: _matmul(tensors[0], tensors[1], product, functions, counts)
+    if isinstance(node, g.Multiply):
+        times = node.plan
+        return lambda tensors, counts: portable.product(tensors[0], tensors[1], times, counts)
+    if isinstance(node, g.Lookup):
+        table = torch.from_numpy(np.array(node.table)).to(device)
+        return lambda tensors, counts: table[tensors[0].to(torch.int64)]
+    if isinstance(node, g.Take):
+        places, along = torch.tensor(node.indices, dtype=torch.int64, device=device), node.axis
+        return lambda tensors, counts: tensors[0].index_select(along, places)
+    if isinstance(node, g.Pad):
+        pads = node.pads
+        return lambda tensors, counts: _pad(tensors[0], pads)
+    if isinstance(node, g.Broadcast):
+        return lambda tensors, counts: tensors[0].expand(len(tensors[1]), *tensors[0].shape[1:])
+    if isinstance(node, g.Decode):
+        source = node.source
+        return lambda tensors, counts: functions.decode(tensors[0].contiguous(), source.format, source.offset)
+    if isinstance(node, g.Encode):
+        return _encoding(node, functions, device)
+    if isinstance(node, g.Float):
+        run = node.run
+        # on the CPU, as everywhere (spec 6.6); what is no array of a net's words stays there
+        return lambda tensors, counts: run([_on_host(value) for value in tensors], counts)
     # a change of shape is the same for arrays and tensors
     return node.run
+
+
+def _on_host(value: Any) -> npt.NDArray[Any]:
+    return value.cpu().numpy() if isinstance(value, Tensor) else value
+
+
+def _encoding(node: g.Encode, functions: Any, device: torch.device) -> _Step:
+    info = node.result
+
+    def encode_numbers(tensors: list[Any], counts: Counts) -> Any:
+        values = g.numbers(np.asarray(_on_host(tensors[0])), node.name)
+        return functions.encode(torch.from_numpy(values).to(device), info.format, info.offset, node.underflow)
+
+    return encode_numbers
+
+
+def _matmul(a: Tensor, b: Tensor, plan: DotPlan, functions: Any, counts: Counts | None) -> Tensor:
+    """Matrix products of two tensors of words (spec 7.2); see :func:`lnsdeploy.emulator.reference.matmul`."""
+    if a.ndim < 2 or a.ndim != b.ndim or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
+        raise BadValueError(
+            f"products need words [..., M, K] and [..., K, N], not {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    x, w = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]).transpose(1, 2)
+    made = [functions.dot(x[i].contiguous(), w[i].contiguous(), None, plan, counts) for i in range(len(x))]
+    if not made:
+        return torch.empty((*a.shape[:-1], b.shape[-1]), dtype=portable.word_dtype(plan.output), device=a.device)
+    return torch.stack(made).reshape(*a.shape[:-1], b.shape[-1])
+
+
+def _pad(x: Tensor, pads: tuple[int, ...]) -> Tensor:
+    axes = x.ndim
+    result = x.new_zeros([n + pads[i] + pads[axes + i] for i, n in enumerate(x.shape)])
+    result[tuple(slice(pads[i], pads[i] + n) for i, n in enumerate(x.shape))] = x
+    return result
 
 
 def _product(node: g.Gemm | g.Conv, functions: Any, device: torch.device) -> _Step:
@@ -258,11 +318,16 @@ class _TensorExecutor:
             if visit:
                 visit(name, words.cpu().numpy())
 
+        constants = {
+            name: torch.from_numpy(np.array(words)).to(device) for name, words in artifact.graph.constants.items()
+        }
         steps = found[1]
         if records is None:
             # nobody reads the counters, so nothing waits for them
             steps = [lambda tensors, counts, step=step: step(tensors, None) for step in steps]  # type: ignore[misc]
-        made: Any = g.run_graph(artifact.graph, x, steps, encode_input, records, show if visit else None)
+        made: Any = g.run_graph(
+            artifact.graph, x, steps, encode_input, records, show if visit else None, constants=constants
+        )
         words: Words = made.cpu().numpy()
         return words
 

@@ -20,6 +20,7 @@ from lnsdeploy.emulator.plan import (
     Counts,
     DotPlan,
     Ints,
+    MultiplyPlan,
     PoolPlan,
     RescalePlan,
     Window,
@@ -36,6 +37,9 @@ class TensorInfo:
     offset: int
 
 
+Infos = list[TensorInfo | None]
+
+
 @dataclass(frozen=True, eq=False)
 class Node:
     """One operation on words.
@@ -50,6 +54,8 @@ class Node:
     inputs: tuple[str, ...]
     output: str
     op: ClassVar[str] = ""
+    # whether the output holds words; else it holds float numbers
+    makes_words: ClassVar[bool] = True
 
     def run(self, tensors: list[Words], counts: Counts) -> Words:
         """The output's words by the reference executor."""
@@ -63,9 +69,12 @@ class Node:
         """What a file must keep beside the words: plain data."""
         return {}
 
-    def expects(self, have: list[TensorInfo]) -> tuple[list[TensorInfo], TensorInfo]:
-        """Formats and offsets of inputs and output by the node's plan, for inputs that have those of `have`."""
-        if not have or any(info != have[0] for info in have):
+    def expects(self, have: Infos) -> tuple[Infos, TensorInfo | None]:
+        """Formats and offsets of inputs and output by the node's plan, for inputs that have those of `have`.
+
+        None stands for float numbers.
+        """
+        if not have or have[0] is None or any(info != have[0] for info in have):
             raise BadFileError(f"node {self.name!r}: its inputs must share one format and offset")
         return have, have[0]
 
@@ -87,7 +96,7 @@ class Gemm(Node):
     def macs(self, shapes: list[tuple[int, ...]], output: tuple[int, ...]) -> int:
         return int(np.prod(output)) * int(self.words.shape[1])
 
-    def expects(self, have: list[TensorInfo]) -> tuple[list[TensorInfo], TensorInfo]:
+    def expects(self, have: Infos) -> tuple[Infos, TensorInfo | None]:
         return _dot_expects(self.plan)
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,14 +120,14 @@ class Conv(Node):
     def macs(self, shapes: list[tuple[int, ...]], output: tuple[int, ...]) -> int:
         return int(np.prod(output)) * int(np.prod(self.words.shape[1:]))
 
-    def expects(self, have: list[TensorInfo]) -> tuple[list[TensorInfo], TensorInfo]:
+    def expects(self, have: Infos) -> tuple[Infos, TensorInfo | None]:
         return _dot_expects(self.plan)
 
     def to_dict(self) -> dict[str, Any]:
         return dot_plan_to_dict(self.plan) | {"bias": self.bias is not None}
 
 
-def _dot_expects(plan: DotPlan) -> tuple[list[TensorInfo], TensorInfo]:
+def _dot_expects(plan: DotPlan) -> tuple[Infos, TensorInfo | None]:
     return [TensorInfo(plan.activation, plan.input_offset)], TensorInfo(plan.output, plan.output_offset)
 
 
@@ -178,7 +187,7 @@ class AveragePool(Node):
     def run(self, tensors: list[Words], counts: Counts) -> Words:
         return reference.average_pool(tensors[0], self.plan, self.window, self.count_include_pad, counts)
 
-    def expects(self, have: list[TensorInfo]) -> tuple[list[TensorInfo], TensorInfo]:
+    def expects(self, have: Infos) -> tuple[Infos, TensorInfo | None]:
         p = self.plan
         return [TensorInfo(p.input, p.input_offset)], TensorInfo(p.output, p.output_offset)
 
@@ -208,9 +217,9 @@ class Add(Node):
     def run(self, tensors: list[Words], counts: Counts) -> Words:
         return reference.add(tensors[0], tensors[1], self.plan, counts)
 
-    def expects(self, have: list[TensorInfo]) -> tuple[list[TensorInfo], TensorInfo]:
+    def expects(self, have: Infos) -> tuple[Infos, TensorInfo | None]:
         p = self.plan
-        operands = [TensorInfo(p.a, p.a_offset), TensorInfo(p.b, p.b_offset)]
+        operands: Infos = [TensorInfo(p.a, p.a_offset), TensorInfo(p.b, p.b_offset)]
         return operands, TensorInfo(p.output, p.output_offset)
 
     def to_dict(self) -> dict[str, Any]:
@@ -238,7 +247,7 @@ class Rescale(Node):
     def run(self, tensors: list[Words], counts: Counts) -> Words:
         return reference.rescale(tensors[0], self.plan, counts)
 
-    def expects(self, have: list[TensorInfo]) -> tuple[list[TensorInfo], TensorInfo]:
+    def expects(self, have: Infos) -> tuple[Infos, TensorInfo | None]:
         p = self.plan
         return [TensorInfo(p.input, p.input_offset)], TensorInfo(p.output, p.output_offset)
 
@@ -292,6 +301,212 @@ class Concat(Node):
 
 
 @dataclass(frozen=True, eq=False)
+class MatMul(Node):
+    """Matrix products of two tensors of words, [..., M, K] and [..., K, N] (spec 7.2).
+
+    Args:
+        plan: one offset for all channels; no bias.
+    """
+
+    plan: DotPlan
+    op: ClassVar[str] = "MatMul"
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        return reference.matmul(tensors[0], tensors[1], self.plan, counts)
+
+    def macs(self, shapes: list[tuple[int, ...]], output: tuple[int, ...]) -> int:
+        return int(np.prod(output)) * int(shapes[0][-1])
+
+    def expects(self, have: Infos) -> tuple[Infos, TensorInfo | None]:
+        p = self.plan
+        if np.ndim(p.weight_offset) or np.ndim(p.acc_offset):
+            raise BadFileError(f"node {self.name!r}: a product of two tensors has one offset, not one a channel")
+        second = TensorInfo(p.weight, int(p.weight_offset))
+        return [TensorInfo(p.activation, p.input_offset), second], TensorInfo(p.output, p.output_offset)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dot_plan_to_dict(self.plan)
+
+
+@dataclass(frozen=True, eq=False)
+class Multiply(Node):
+    """Element-wise product of words (spec 6.2)."""
+
+    plan: MultiplyPlan
+    op: ClassVar[str] = "Multiply"
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        return reference.product(tensors[0], tensors[1], self.plan, counts)
+
+    def expects(self, have: Infos) -> tuple[Infos, TensorInfo | None]:
+        p = self.plan
+        operands: Infos = [TensorInfo(p.a, p.a_offset), TensorInfo(p.b, p.b_offset)]
+        return operands, TensorInfo(p.output, p.output_offset)
+
+    def to_dict(self) -> dict[str, Any]:
+        p = self.plan
+        return {
+            "a": str(p.a),
+            "b": str(p.b),
+            "output": str(p.output),
+            "a_offset": p.a_offset,
+            "b_offset": p.b_offset,
+            "output_offset": p.output_offset,
+            "underflow": p.underflow,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup(Node):
+    """A function of one number, as a table of words (spec 6.7).
+
+    Args:
+        table: the result's word for every word of the input, [2^bits].
+        source, result: formats and offsets of input and output.
+        function: what the table is of, for people.
+    """
+
+    table: Words
+    source: TensorInfo
+    result: TensorInfo
+    function: str = ""
+    op: ClassVar[str] = "Lookup"
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        return reference.lookup(tensors[0], self.table, self.source.format)
+
+    def expects(self, have: Infos) -> tuple[Infos, TensorInfo | None]:
+        return [self.source], self.result
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"function": self.function}
+
+
+@dataclass(frozen=True, eq=False)
+class Take(Node):
+    """Some places of an axis, in any order and number: slices, splits, repetition, nearest resizing (spec 6.1)."""
+
+    axis: int
+    indices: tuple[int, ...]
+    op: ClassVar[str] = "Take"
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        x = tensors[0]
+        try:
+            return np.take(x, np.array(self.indices, dtype=np.int64), axis=self.axis)
+        except (IndexError, ValueError) as error:
+            raise BadValueError(f"{self.name}: no such places on axis {self.axis} of the shape {x.shape}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Pad(Node):
+    """Zero words around a tensor; `pads` before each axis, then after each (spec 6.1)."""
+
+    pads: tuple[int, ...]
+    op: ClassVar[str] = "Pad"
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        return reference.pad(tensors[0], self.pads)
+
+
+@dataclass(frozen=True, eq=False)
+class Broadcast(Node):
+    """The first input, [1, ...], repeated for every input of the batch of the second (spec 6.1)."""
+
+    op: ClassVar[str] = "Broadcast"
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        x = tensors[0]
+        return np.array(np.broadcast_to(x, (len(tensors[1]), *x.shape[1:])))
+
+    def expects(self, have: Infos) -> tuple[Infos, TensorInfo | None]:
+        return have, have[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Decode(Node):
+    """The float32 values of words, for operations in float (spec 2.5, 6.6)."""
+
+    source: TensorInfo
+    op: ClassVar[str] = "Decode"
+    makes_words: ClassVar[bool] = False
+
+    def run(self, tensors: list[Words], counts: Counts) -> npt.NDArray[Any]:
+        made: npt.NDArray[np.float32] = decode(tensors[0], self.source.format, self.source.offset)
+        return made
+
+    def expects(self, have: Infos) -> tuple[Infos, TensorInfo | None]:
+        return [self.source], None
+
+
+@dataclass(frozen=True, eq=False)
+class Encode(Node):
+    """Words of what operations in float gave; NaN becomes the zero word (spec 2.1, 6.6)."""
+
+    result: TensorInfo
+    underflow: str
+    op: ClassVar[str] = "Encode"
+
+    def run(self, tensors: list[Words], counts: Counts) -> Words:
+        made: Words = encode(
+            numbers(tensors[0], self.name),
+            self.result.format,
+            self.result.offset,
+            underflow=self.underflow,  # type: ignore[arg-type]
+            negative="clip",
+            name=self.name,
+        )
+        return made
+
+    def expects(self, have: Infos) -> tuple[Infos, TensorInfo | None]:
+        return [None], self.result
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"underflow": self.underflow}
+
+
+@dataclass(frozen=True, eq=False)
+class Float(Node):
+    """One operation in float: that of ONNX, as ONNX Runtime's CPU provider computes it by itself (spec 6.6).
+
+    Args:
+        kind: the operator.
+        attributes: its attributes: integers, floats, texts, and lists of these.
+        arguments: for each of its inputs, in order: the number of one of `inputs`, a constant array, or None.
+        reason: why it is not on words.
+    """
+
+    kind: str
+    attributes: Mapping[str, Any]
+    arguments: tuple[int | npt.NDArray[Any] | None, ...]
+    reason: str = ""
+    op: ClassVar[str] = "Float"
+    makes_words: ClassVar[bool] = False
+
+    def run(self, tensors: list[Words], counts: Counts) -> npt.NDArray[Any]:
+        from lnsdeploy.emulator.floats import run_float
+
+        return run_float(self, tensors)
+
+    def expects(self, have: Infos) -> tuple[Infos, TensorInfo | None]:
+        return [None] * len(self.inputs), None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"float": self.reason}
+
+
+def numbers(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32]:
+    """What an operation in float gave, as float32 without NaN.
+
+    Raises:
+        BadFileError: it is no array of float32.
+    """
+    if values.dtype != np.float32:
+        raise BadFileError(f"node {name!r} encodes {values.dtype}; float32 is needed")
+    return np.where(np.isnan(values), np.float32(0), values)
+
+
+@dataclass(frozen=True, eq=False)
 class LNSGraph:
     """A whole net on words.
 
@@ -307,6 +522,7 @@ class LNSGraph:
         tensors: format and offset of every tensor of words.
         datapaths: those that the nodes use, by fingerprint.
         metadata: further text to keep with the net (source, recipe, …).
+        constants: tensors of words that the net holds itself.
     """
 
     input: str
@@ -320,13 +536,19 @@ class LNSGraph:
     tensors: dict[str, TensorInfo]
     datapaths: dict[str, Datapath]
     metadata: dict[str, str] = field(default_factory=dict)
+    constants: dict[str, Words] = field(default_factory=dict)
+
+    @property
+    def uses_float(self) -> bool:
+        """Whether some operation runs in float."""
+        return any(isinstance(node, Float) for node in self.nodes)
 
     @property
     def datapath(self) -> Datapath:
         """The datapath of most nodes, the first among equals."""
         uses: dict[str, int] = {}
         for node in self.nodes:
-            if isinstance(node, (Gemm, Conv)):
+            if isinstance(node, (Gemm, Conv, MatMul)):
                 key = node.plan.datapath.fingerprint
                 uses[key] = uses.get(key, 0) + 1
         if not uses:
@@ -339,9 +561,12 @@ class LNSGraph:
         Raises:
             BadFileError: the message names the node.
         """
-        known = {self.encoded}
-        if self.encoded not in self.tensors:
-            raise BadFileError(f"tensor {self.encoded!r} has no recorded format")
+        known = {self.encoded, *self.constants}
+        for name in known:
+            if name not in self.tensors:
+                raise BadFileError(f"tensor {name!r} has no recorded format")
+        for name, words in self.constants.items():
+            self.tensors[name].format.check(words, f"constant {name!r}")
         for node in self.nodes:
             for name in node.inputs:
                 if name not in known:
@@ -349,11 +574,11 @@ class LNSGraph:
             if node.output in known:
                 raise BadFileError(f"node {node.name!r} makes {node.output!r} a second time")
             known.add(node.output)
-            have = [self.tensors[name] for name in node.inputs]
+            have = [self.tensors.get(name) for name in node.inputs]
             inputs, output = node.expects(have)
-            if inputs != have or output != self.tensors[node.output]:
+            if inputs != have or output != self.tensors.get(node.output):
                 raise BadFileError(f"node {node.name!r}: its plan contradicts the formats or offsets of its tensors")
-        if self.words_output not in known:
+        if self.words_output not in known or self.words_output not in self.tensors:
             raise BadFileError(f"nothing makes the output {self.words_output!r}")
 
     def read_by_relu(self, name: str) -> Node | None:
@@ -438,14 +663,18 @@ def run_graph(
     encode_input: Callable[[LNSGraph, npt.NDArray[Any]], Words],
     records: dict[str, LayerRecord] | None = None,
     visit: Callable[[str, Words], None] | None = None,
+    *,
+    constants: Mapping[str, Any] | None = None,
 ) -> Words:
     """Run a batch, each node by its step; the rest as :func:`run_reference`.
 
     Args:
         steps: for each node, what makes its output's words from those of its inputs.
         encode_input: what makes the input's words.
+        constants: the net's own tensors, where the steps take others than arrays.
     """
-    env: dict[str, Words] = {graph.encoded: encode_input(graph, x)}
+    env: dict[str, Words] = dict(graph.constants if constants is None else constants)
+    env[graph.encoded] = encode_input(graph, x)
     last = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
     if visit:
         visit(graph.encoded, env[graph.encoded])
@@ -459,7 +688,7 @@ def run_graph(
         if graph.read_by_relu(node.output):
             record.counts.saturated -= record.counts.negative
             record.counts.negative = 0
-        if visit:
+        if visit and node.makes_words:
             visit(node.output, env[node.output])
         for name in node.inputs:
             if last[name] == i and name != graph.words_output:
@@ -574,6 +803,19 @@ def pool_plan_from_dict(data: Mapping[str, Any]) -> PoolPlan:
         input_offset=_integer(data, "input_offset"),
         output_offset=_integer(data, "output_offset"),
         acc_offset=_integer(data, "acc_offset"),
+        underflow=data["underflow"],
+    )
+
+
+def multiply_plan_from_dict(data: Mapping[str, Any]) -> MultiplyPlan:
+    """A multiplication's plan from plain data."""
+    return MultiplyPlan(
+        a=LNSFormat.parse(data["a"]),
+        b=LNSFormat.parse(data["b"]),
+        output=LNSFormat.parse(data["output"]),
+        a_offset=_integer(data, "a_offset"),
+        b_offset=_integer(data, "b_offset"),
+        output_offset=_integer(data, "output_offset"),
         underflow=data["underflow"],
     )
 

@@ -25,7 +25,7 @@ from lnsdeploy.emulator.plan import AddPlan, Counts, DotPlan, Ints, PoolPlan, Re
 from lnsdeploy.errors import BadTypeError, BadValueError, LNSError, MissingDependencyError, UnsupportedError
 from lnsdeploy.formats import LNSFormat, Words
 
-ABI = 3
+ABI = 4
 THREADS_VARIABLE = "LNSDEPLOY_THREADS"
 ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "neon": 3}
 
@@ -152,6 +152,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "lns_encode_channels": (_P, _N, _N, _N, _P, _P, _Output, _P, _P, _I, _ERROR),
     "lns_round_floats": (_P, _N, _N, _I, _I, _P, _P, _N, _P, _P, _N, _I, _I, _P, _I, _ERROR),
     "lns_largest": (_P, _N, _N, _P, _I, _ERROR),
+    "lns_largest_sums": (_N, _N, _N, _N, _N, _P, _P, _P, _P, _P, _P, _I, _ERROR),
     "lns_madam_octaves": (_N, _P, _P, _P, _F, _F, _F, _P, _I, _ERROR),
     "lns_madam_move": (_N, _P, _P, _P, _P, _P, _N, _I, _I, _P, POINTER(_N), _I, _ERROR),
     "lns_madam_codes": (
@@ -582,6 +583,48 @@ def largest(x: int, shape: tuple[int, int], threads: int) -> npt.NDArray[np.floa
     found = np.zeros(shape[0], dtype=np.float32)
     _call("lns_largest", x, *shape, found.ctypes.data, threads)
     return found
+
+
+def largest_sums(
+    a: npt.NDArray[np.int32],
+    w: npt.NDArray[np.int32],
+    values: npt.NDArray[np.float64],
+    bins_of: npt.NDArray[np.uint8] | None,
+    start: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """The largest magnitude of each channel's partial sums, float64 [N], for placing accumulators.
+
+    Args:
+        a: codes with the sign of their value [M, K]; w: likewise [K, N].
+        values: what a product adds, by the sum of its codes' magnitudes; bins_of: to which bin, None for one alone.
+        start: initial sums [N], of bin 0.
+    """
+    a, w = (np.require(x, dtype=np.int32, requirements=["C", "ALIGNED"]) for x in (a, w))
+    values, start = (np.require(x, dtype=np.float64, requirements=["C", "ALIGNED"]) for x in (values, start))
+    if bins_of is not None:
+        bins_of = np.require(bins_of, dtype=np.uint8, requirements=["C", "ALIGNED"])
+    if a.ndim != 2 or w.ndim != 2 or a.shape[1] != w.shape[0] or start.shape != w.shape[1:]:
+        raise BadValueError(
+            f"sums need codes [M, K] and [K, N] and a start [N], not {a.shape}, {w.shape}, {start.shape}"
+        )
+    peak = np.zeros(w.shape[1], dtype=np.float64)
+    bins = 1 if bins_of is None else int(bins_of.max(initial=0)) + 1
+    place = None if bins_of is None else bins_of.ctypes.data
+    _call(
+        "lns_largest_sums",
+        *a.shape,
+        w.shape[1],
+        bins,
+        len(values),
+        values.ctypes.data,
+        place,
+        a.ctypes.data,
+        w.ctypes.data,
+        start.ctypes.data,
+        peak.ctypes.data,
+        threads(),
+    )
+    return peak
 
 
 def madam_octaves(

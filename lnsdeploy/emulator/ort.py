@@ -17,6 +17,7 @@ import numpy.typing as npt
 from lnsdeploy._native import library_path
 from lnsdeploy.emulator import native
 from lnsdeploy.emulator.artifact import Artifact
+from lnsdeploy.emulator.floats import plain
 from lnsdeploy.emulator.graph import LayerRecord, check_input
 from lnsdeploy.errors import BadFileError, BadTypeError, MissingDependencyError, UnsupportedError
 from lnsdeploy.formats import Words
@@ -62,9 +63,11 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _session(data: bytes, what: str, with_native: bool = False) -> Any:
+def _session(data: bytes, what: str, with_native: bool = False, uses_float: bool = False) -> Any:
     runtime = _runtime()
     options = runtime.SessionOptions()
+    if uses_float:
+        plain(options)
     # warnings about unused initializers and the like are not for users of lnsdeploy
     options.log_severity_level = 4
     threads = os.environ.get(native.THREADS_VARIABLE)
@@ -72,7 +75,7 @@ def _session(data: bytes, what: str, with_native: bool = False) -> Any:
         register(options)
         # the library has threads of its own, which those of ONNX Runtime, waiting busily, would only hinder
         options.intra_op_num_threads = 1
-    elif threads:
+    elif threads and not uses_float:
         options.intra_op_num_threads = native.threads()
     try:
         return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
@@ -128,7 +131,7 @@ class OrtFunctionsExecutor:
             raise BadFileError(f"input {graph.input!r} contains NaN, which has no LNS word")
         names = [graph.words_output]
         if visit is not None:
-            names = [graph.encoded, *(node.output for node in graph.nodes)]
+            names = [graph.encoded, *(node.output for node in graph.nodes if node.makes_words)]
         session = self._tapped(artifact, names, visit is not None)
         try:
             found = dict(zip(names, session.run(names, {graph.input: x}), strict=True))
@@ -159,7 +162,7 @@ class OrtFunctionsExecutor:
                     raise UnsupportedError(f"{artifact.where}: tensor {name!r} has no recorded format")
                 kind = onnx.helper.np_dtype_to_tensor_dtype(info.format.dtype)
                 model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
-            made = _session(model.SerializeToString(), artifact.where, self.with_native())
+            made = _session(model.SerializeToString(), artifact.where, self.with_native(), artifact.graph.uses_float)
             self._sessions[key] = (artifact, made)
         return self._sessions[key][1]
 

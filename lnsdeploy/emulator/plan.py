@@ -205,6 +205,37 @@ class RescalePlan:
 
 
 @dataclass(frozen=True)
+class MultiplyPlan:
+    """Element-wise multiplication of words (spec 6.2).
+
+    Args:
+        a, b, output: formats; all of one γ.
+        a_offset, b_offset, output_offset: their offsets.
+        underflow: ``"zero"`` or ``"min"``.
+    """
+
+    a: LNSFormat
+    b: LNSFormat
+    output: LNSFormat
+    a_offset: int
+    b_offset: int
+    output_offset: int
+    underflow: str = "zero"
+
+    def __post_init__(self) -> None:
+        check_choice("underflow", self.underflow, UNDERFLOWS)
+        if not self.a.gamma == self.b.gamma == self.output.gamma:
+            raise BadValueError(
+                f"a product needs one gamma, not those of {self.a}, {self.b} and {self.output}; rescale first"
+            )
+
+    @property
+    def code_shift(self) -> int:
+        """What is added to the sum of two codes."""
+        return self.a_offset + self.b_offset - self.output_offset
+
+
+@dataclass(frozen=True)
 class Window:
     """Geometry of convolutions and pooling, one entry a spatial axis.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from lnsdeploy import formats
 from lnsdeploy.datapath import LogAccumulator
 from lnsdeploy.emulator import operands, reference
-from lnsdeploy.emulator.plan import AddPlan, Counts, DotPlan, Ints, PoolPlan, RescalePlan, Window
+from lnsdeploy.emulator.plan import AddPlan, Counts, DotPlan, Ints, MultiplyPlan, PoolPlan, RescalePlan, Window
 from lnsdeploy.errors import BadTypeError, BadValueError, UnsupportedError
 from lnsdeploy.formats import LNSFormat
 
@@ -493,6 +493,15 @@ def rescale(words: Tensor, plan: RescalePlan, counts: Counts | None = None) -> T
     made = _limited(at - plan.output_offset, signs, zero, plan.output, plan.underflow, counts)
     nothing = zero if plan.output.signed else zero | signs
     return torch.where(nothing, 0, made.to(torch.int64)).to(made.dtype)
+
+
+def product(a: Tensor, b: Tensor, plan: MultiplyPlan, counts: Counts | None = None) -> Tensor:
+    """Element-wise product of words (spec 6.2); see :func:`lnsdeploy.emulator.reference.product`."""
+    check(a, plan.a, "first operand")
+    check(b, plan.b, "second operand")
+    (x, x_signs), (y, y_signs) = _split(a, plan.a), _split(b, plan.b)
+    codes = x + y + plan.code_shift
+    return _limited(codes, x_signs != y_signs, (x == 0) | (y == 0), plan.output, plan.underflow, counts)
 
 
 def multiply(

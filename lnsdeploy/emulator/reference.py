@@ -16,7 +16,7 @@ import numpy.typing as npt
 from lnsdeploy import tables
 from lnsdeploy.datapath import LinearAccumulator, LogAccumulator
 from lnsdeploy.delta import DeltaTables
-from lnsdeploy.emulator.plan import AddPlan, Counts, DotPlan, PoolPlan, RescalePlan, Window
+from lnsdeploy.emulator.plan import AddPlan, Counts, DotPlan, MultiplyPlan, PoolPlan, RescalePlan, Window
 from lnsdeploy.errors import BadTypeError, BadValueError
 from lnsdeploy.formats import LNSFormat, Words
 
@@ -385,8 +385,45 @@ def convolution(
     return result
 
 
+def matmul(a: Words, b: Words, plan: DotPlan, counts: Counts | None = None) -> Words:
+    """Matrix products of two tensors of words, one for each index of the axes before the last two (spec 7.2).
+
+    Args:
+        a: words [..., M, K] of `plan.activation`; b: words [..., K, N] of `plan.weight`, with the same leading axes.
+    Returns: words [..., M, N] of `plan.output`.
+
+    Raises:
+        BadValueError: shapes do not fit.
+    """
+    return each_product(np.asarray(a), np.asarray(b), lambda x, w: dot(x, w, None, plan, counts), plan.output)
+
+
+def each_product(a: Words, b: Words, run: Callable[[Words, Words], Words], fmt: LNSFormat) -> Words:
+    """The products of :func:`matmul`, each by `run`, which takes words [M, K] and [N, K]."""
+    if a.ndim < 2 or a.ndim != b.ndim or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
+        raise BadValueError(f"products need words [..., M, K] and [..., K, N], not {a.shape} and {b.shape}")
+    result = np.empty((*a.shape[:-1], b.shape[-1]), dtype=fmt.dtype)
+    for index in np.ndindex(*a.shape[:-2]):
+        result[index] = run(a[index], np.ascontiguousarray(b[index].T))
+    return result
+
+
 # ---------------------------------------------------------------------------------------------------
 # Other operations (spec 6)
+
+
+def pad(words: Words, pads: tuple[int, ...]) -> Words:
+    """Zero words around a tensor (spec 6.1); `pads` before each axis, then after each."""
+    axes = words.ndim
+    if len(pads) != 2 * axes or min(pads, default=0) < 0:
+        raise BadValueError(f"pads of {axes} axes are {2 * axes} integers of at least 0, not {pads}")
+    return np.pad(words, list(zip(pads[:axes], pads[axes:], strict=True)))
+
+
+def lookup(words: Words, table: Words, fmt: LNSFormat) -> Words:
+    """A function of one number as a table: the result's word for every word of `fmt` (spec 6.7)."""
+    fmt.check(np.asarray(words))
+    return table[words]
 
 
 def _keys(words: Words, fmt: LNSFormat) -> Ints:
@@ -537,6 +574,15 @@ def rescale(words: Words, plan: RescalePlan, counts: Counts | None = None) -> Wo
     rescaled = _output(absolute - plan.output_offset, signs, zero, plan.output, plan.underflow, counts)
     nothing = zero if plan.output.signed else zero | signs
     return np.where(nothing, plan.output.dtype.type(0), rescaled)
+
+
+def product(a: Words, b: Words, plan: MultiplyPlan, counts: Counts | None = None) -> Words:
+    """Element-wise product of words of two formats of one γ: codes add (spec 6.2), with NumPy broadcasting."""
+    plan.a.check(np.asarray(a), "first operand")
+    plan.b.check(np.asarray(b), "second operand")
+    (x, x_signs), (y, y_signs) = plan.a.split(a), plan.b.split(b)
+    codes = x + y + plan.code_shift
+    return _output(codes, x_signs != y_signs, (x == 0) | (y == 0), plan.output, plan.underflow, counts)
 
 
 def multiply(

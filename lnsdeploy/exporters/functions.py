@@ -375,8 +375,8 @@ def _linear_zero(b: Body) -> str:
     return b.cast32(b.op("Mul", b.at(b.op("Shape", "terms"), 1), b.i64(4)))
 
 
-def _linear(b: Body, o: _Operands) -> str:
-    """int32 words [M, G·N] of operands."""
+def _linear(b: Body, o: _Operands, bias: str = "bias", code_shift: str = "code_shift") -> str:
+    """int32 words [M, G·N] of operands; `bias` and `code_shift` are [G·N]."""
     lanes = b.attribute("lanes")
     bins, columns = (b.at(b.op("Shape", "terms"), i) for i in (0, 1))
     # by 4·P + signs: +, −, + (two negatives), unused; zeros for every sum with a zero key; one stretch a bin
@@ -394,7 +394,7 @@ def _linear(b: Body, o: _Operands) -> str:
     output = _Output(b)
     ladder = _Ladder(b, "thresholds", blocks.copies)
     constants = b.op("Reshape", b.cast64("constants"), b.i64([-1, 1, 1, 1]))
-    shift = b.reshape("code_shift", blocks.groups, b.i64(1), blocks.channels)
+    shift = b.reshape(code_shift, blocks.groups, b.i64(1), blocks.channels)
 
     # Everything a loop captures is made out here: ONNX Runtime 1.32 loses values that the branch of an If makes and
     # a subgraph inside that branch captures.
@@ -403,8 +403,8 @@ def _linear(b: Body, o: _Operands) -> str:
     for mode in ("saturate", "wrap"):
         fit = _Fit(b, mode)
         # the bias starts bin 0 (spec 4.5)
-        bias = b.reshape(fit.start(b, "bias"), b.i64(1), blocks.groups, b.i64(1), blocks.channels)
-        first = b.op("Where", b.op("Equal", offsets, b.i32(0)), bias, nothing)
+        initial = b.reshape(fit.start(b, bias), b.i64(1), blocks.groups, b.i64(1), blocks.channels)
+        first = b.op("Where", b.op("Equal", offsets, b.i32(0)), initial, nothing)
         start = table.split(b, b.op("Expand", first, blocks.acc_shape))
         # a single term of a step is fitted in the table already
         loops[mode] = fit, _Table(b, fit.step(b, terms), blocks.copies), start
@@ -583,8 +583,16 @@ def _tree(b: Body, keys: str, levels: str, adder: _Adder) -> str:
     return b.op("Loop", levels, b.constant(True, TensorProto.BOOL), keys, body=body)
 
 
-def _log(b: Body, operands: Callable[[str, str], _Operands]) -> str:
-    """int32 words [M, G·N]; `operands` takes the key of zero and what is added to each channel's weight codes."""
+def _log(
+    b: Body,
+    operands: Callable[[str, str], _Operands],
+    shifts: Callable[[_Blocks], tuple[str, str]] = lambda blocks: ("bias", "code_shift"),
+) -> str:
+    """int32 words [M, G·N]; `operands` takes the key of zero and what is added to each channel's weight codes.
+
+    Args:
+        shifts: gives the bias and the code shift, [G·N].
+    """
     deltas = _Deltas(b)
     least = b.op("ReduceMin", "entry_shift", b.i64([0]), keepdims=0)
     spread = b.op("Sub", "entry_shift", least)
@@ -605,10 +613,11 @@ def _log(b: Body, operands: Callable[[str, str], _Operands]) -> str:
     entry = _Table(b, entered, blocks.copies)
     adder = _Adder(b, deltas, blocks.copies)
     output, result = _Output(b), _FromLog(b, deltas)
-    shift = b.reshape("code_shift", blocks.groups, b.i64(1), blocks.channels)
+    bias, code_shift = shifts(blocks)
+    shift = b.reshape(code_shift, blocks.groups, b.i64(1), blocks.channels)
     # the bias: sign · 2^acc_bits + code (spec 5.5)
     limit = b.cast64(deltas.limit)
-    bias_code, bias_sign = b.op("BitwiseAnd", "bias", limit), b.op("Greater", "bias", limit)
+    bias_code, bias_sign = b.op("BitwiseAnd", bias, limit), b.op("Greater", bias, limit)
     keys = deltas.keys(b, b.cast32(bias_code), bias_sign, b.op("Equal", bias_code, b.i64(0)))
     first = b.reshape(keys, b.i64(1), blocks.groups, b.i64(1), blocks.channels)
     start = entry.split(b, b.op("Expand", first, blocks.acc_shape))
@@ -746,6 +755,28 @@ def _gemm_operands(b: Body, x: str, w: str, zero: str) -> _Operands:
     return _Operands(keys, places[0], places[1], places[2], b.op("Unsqueeze", w, b.i64([0])), zero)
 
 
+def _matmul_operands(b: Body, x: str, w: str, zero: str) -> _Operands:
+    """Keys x [..., M, K] and w [..., K, N] of products of two tensors: the axes before are groups."""
+    shape, other = b.op("Shape", x), b.op("Shape", w)
+    depth, rows = b.at(shape, -1), b.at(shape, -2)
+    count = b.op("ReduceProd", b.op("Slice", shape, b.i64([0]), b.i64([-2])), b.i64([0]), keepdims=0)
+    keys = b.op("Concat", b.op("Reshape", x, b.i64([-1])), b.op("Reshape", zero, b.i64([1])), axis=0)
+    places = [b.cast32(b.steps(*p)) for p in ((rows, depth), (count, b.op("Mul", rows, depth)), (depth, b.i64(1)))]
+    # swapping the last two axes needs a known rank, so the leading ones are joined first
+    joined = b.reshape(w, count, depth, b.at(other, -1))
+    weights = b.op("Transpose", joined, perm=[0, 2, 1])
+    return _Operands(keys, places[0], places[1], places[2], weights, zero)
+
+
+def _matmul_words(b: Body, words: str) -> None:
+    """Output Y: words [M, G·N] in the shape [..., M, N]."""
+    shape, columns = b.op("Shape", "A"), b.at(b.op("Shape", "B"), -1)
+    head, rows = b.op("Slice", shape, b.i64([0]), b.i64([-2])), b.at(shape, -2)
+    count = b.op("ReduceProd", head, b.i64([0]), keepdims=0)
+    typed = b.cast_to_attribute(b.reshape(words, rows, count, columns), "output_type")
+    b.op("Reshape", b.op("Transpose", typed, perm=[1, 0, 2]), b.shape(head, rows, columns), allowzero=1, output="Y")
+
+
 def _gemm_words(b: Body, words: str) -> None:
     """Output Y: words [M, N] in the shape [..., N]."""
     head = b.op("Slice", b.op("Shape", "X"), b.i64([0]), b.i64([-1]))
@@ -881,6 +912,13 @@ _CONV_X = Value("X", f"{_WORDS} [B, C, 1 to 3 axes]", "Activations; padding is t
 _CONV_W = Value("W", f"{_WORDS} [O, C/group, 1 to 3 axes]", "Weights.")
 
 
+_MATMUL = (
+    Value("A", f"{_WORDS} [..., M, K]", "Words of the first tensor."),
+    Value("B", f"{_WORDS} [..., K, N]", "Words of the second, with the same axes before the last two."),
+)
+_CODE_SHIFT = Value("code_shift", "int", "What is added to the code of a sum: γ·λ' + S − o_out, or o_acc − o_out.")
+
+
 def _y(shape: str = "") -> tuple[Value, ...]:
     return (Value("Y", f"{_WORDS}{shape}", "Words of the output format."),)
 
@@ -917,6 +955,54 @@ def _make_log_conv(b: Body) -> None:
 
     words = b.cast_to_attribute(_log(b, operands), "output_type")
     b.op("Identity", found[0].back(b, words), output="Y")
+
+
+def _make_linear_matmul(b: Body) -> None:
+    zero = _linear_zero(b)
+    x, w = _keys(b, "A", "activation", zero), _keys(b, "B", "weight", zero)
+    operands = _matmul_operands(b, x, w, zero)
+    shape = b.op("Shape", operands.weights)
+    columns = b.shape(b.op("Mul", b.at(shape, 0), b.at(shape, 1)))
+    bias = b.op("Expand", b.op("CastLike", b.i64(0), "terms"), columns)
+    _matmul_words(b, _linear(b, operands, bias, b.op("Expand", b.attribute("code_shift"), columns)))
+
+
+def _make_log_matmul(b: Body) -> None:
+    def operands(zero: str, shift: str) -> _Operands:
+        x, w = _keys(b, "A", "activation", zero), _keys(b, "B", "weight", zero)
+        return _matmul_operands(b, x, w, zero)
+
+    def shifts(blocks: _Blocks) -> tuple[str, str]:
+        columns = b.shape(b.op("Mul", blocks.groups, blocks.channels))
+        return b.op("Expand", b.i64(0), columns), b.op("Expand", b.attribute("code_shift"), columns)
+
+    _matmul_words(b, _log(b, operands, shifts))
+
+
+def _make_multiply(b: Body) -> None:
+    output = _Output(b)
+    (a, a_signs), (c, c_signs) = (
+        _codes(b, x, f"{side}_bits", f"{side}_signed") for x, side in (("A", "a"), ("B", "b"))
+    )
+    zero = b.op("Or", b.op("Equal", a, b.i32(0)), b.op("Equal", c, b.i32(0)))
+    codes = b.op("Add", b.cast64(b.op("Add", a, c)), b.attribute("code_shift"))
+    b.cast_to_attribute(output(b, codes, b.op("Xor", a_signs, c_signs), zero), "output_type", "Y")
+
+
+def _make_lookup(b: Body) -> None:
+    b.op("Identity", _Table(b, "table").any(b, b.cast32("X")), output="Y")
+
+
+def _make_pad(b: Body) -> None:
+    # ONNX Runtime pads no uint16
+    padded = b.op("Pad", b.cast32("X"), b.attribute("pads", several=True), b.i32(0))
+    b.op("CastLike", padded, "X", output="Y")
+
+
+def _make_broadcast(b: Body) -> None:
+    batch = b.op("Slice", b.op("Shape", "like"), b.i64([0]), b.i64([1]))
+    rest = b.op("Slice", b.op("Shape", "X"), b.i64([1]), b.i64([1 << 30]))
+    b.op("Expand", "X", b.op("Concat", batch, rest, axis=0), output="Y")
 
 
 def _make_encode(b: Body) -> None:
@@ -1110,6 +1196,24 @@ OPERATORS: tuple[Operator, ...] = (
         _make_log_conv,
         (_DEPTH_NOTE, _WORD_NOTE, *_LOG_NOTE, *_WINDOW_NOTE),
     ),
+    Operator(
+        "LinearMatMul",
+        "Matrix products of two tensors of words with linear accumulation (spec 3, 4, 7.2).",
+        (*_MATMUL, *_LINEAR_INPUTS[1:4]),
+        _y(" [..., M, N]"),
+        (*_OPERANDS, *_LINEAR, _CODE_SHIFT, *_OUTPUT),
+        _make_linear_matmul,
+        (_WORD_NOTE, *_LINEAR_NOTE),
+    ),
+    Operator(
+        "LogMatMul",
+        "Matrix products of two tensors of words with log accumulation (spec 3, 5, 7.2).",
+        (*_MATMUL, *_DELTAS, Value("entry_shift", "int64 [1]", "S − o_acc (spec 5.1).")),
+        _y(" [..., M, N]"),
+        (*_OPERANDS, *_LOG, _CODE_SHIFT, *_OUTPUT),
+        _make_log_matmul,
+        (_WORD_NOTE, *_LOG_NOTE),
+    ),
     Operator("Relu", "Negative words become zero (spec 6.1).", (_X,), _y(), _FORMAT, _make_relu),
     Operator(
         "Clip",
@@ -1181,6 +1285,51 @@ OPERATORS: tuple[Operator, ...] = (
             *_LOG_NOTE,
             *_WINDOW_NOTE,
         ),
+    ),
+    Operator(
+        "Multiply",
+        "Element-wise product of words: codes add (spec 6.2), with broadcasting.",
+        (Value("A", _WORDS, "Words."), Value("B", _WORDS, "Words.")),
+        _y(),
+        (
+            *(
+                Value(f"{side}_{what}", kind, meaning)
+                for side in ("a", "b")
+                for what, kind, meaning in (
+                    ("bits", "int, 2 to 16", f"Width of {side.upper()}'s words."),
+                    ("signed", "int, 0 or 1", "Whether they have a sign bit."),
+                )
+            ),
+            Value("code_shift", "int", "o_a + o_b − o_out."),
+            *_OUTPUT,
+        ),
+        _make_multiply,
+        ("Both operands have one γ, which is the result's.", _WORD_NOTE),
+    ),
+    Operator(
+        "Lookup",
+        "A function of one number, as a table of words (spec 6.7).",
+        (_X, Value("table", f"{_WORDS} [2^bits]", "The result's word for every word of X.")),
+        _y(),
+        (),
+        _make_lookup,
+        (_WORD_NOTE,),
+    ),
+    Operator(
+        "Pad",
+        "Zero words around a tensor (spec 6.1).",
+        (_X,),
+        _y(),
+        (Value("pads", "ints [2·rank]", "Zeros before each axis, then after each; none is negative."),),
+        _make_pad,
+    ),
+    Operator(
+        "Broadcast",
+        "One tensor repeated for every input of the batch (spec 6.1).",
+        (Value("X", f"{_WORDS} [1, ...]", "Words."), Value("like", f"{_WORDS} [B, ...]", "Gives the batch.")),
+        _y(" [B, ...]"),
+        (),
+        _make_broadcast,
     ),
     Operator(
         "Rescale",

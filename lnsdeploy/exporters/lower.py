@@ -3,45 +3,57 @@
 Every tensor of the float net belongs to a class of tensors that share one offset, because the operations
 between them (ReLU, max pooling, reshaping) do not change words' scale. Offsets come from a layer's own
 recorded one (quantization-aware training), or from a sample of real inputs; accumulators are placed by
-running the net so far, on words, through the reference executor.
+running the net so far, on words.
+
+A tensor exists on words, in float, or both, and is converted when something first reads it the other way. Functions
+of one number are not computed at all but looked up: however many operations lie between two tensors, if one number
+alone decides them, they are one table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from lnsdeploy.datapath import Datapath, load_datapath, widened
+from lnsdeploy.datapath import Datapath, LogAccumulator, load_datapath, widened
 from lnsdeploy.emulator import graph as g
 from lnsdeploy.emulator import reference
-from lnsdeploy.emulator.plan import AddPlan, Counts, DotPlan, PoolPlan, RescalePlan, Window
-from lnsdeploy.errors import BadFileError, BadValueError, UnsupportedError
+from lnsdeploy.emulator.plan import AddPlan, Counts, DotPlan, MultiplyPlan, PoolPlan, RescalePlan, Window
+from lnsdeploy.errors import BadValueError, UnsupportedError
 from lnsdeploy.exporters import placement
 from lnsdeploy.exporters.calibration import Statistics
+from lnsdeploy.exporters.floatnet import (
+    MOVEMENT,
+    SUPPORTED,
+    UNARY,
+    WITH_SCALARS,
+    FloatNet,
+    FloatNode,
+    Floats,
+    NotOnWordsError,
+    float_node,
+    read_net,
+)
 from lnsdeploy.formats import LNSFormat, Method, Offset, Words, calibrate, decode, encode
 from lnsdeploy.recipe import LayerRecipe, Recipe
 
-Floats = npt.NDArray[np.float32]
+__all__ = ["SUPPORTED", "LowerOptions", "Lowered", "float_values", "layer_errors", "layer_name", "lower", "sqnr_db"]
 
-# Shapes change, words do not.
-_RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Dropout")
-# Input and output share format and offset.
-_PRESERVING = (*_RESHAPING, "Relu", "Clip", "MaxPool", "Transpose")
-_LAYERS = ("Conv", "Gemm", "MatMul")
-SUPPORTED = (
-    *_LAYERS,
-    *_PRESERVING,
-    "BatchNormalization",
-    "Add",
-    "Concat",
-    "AveragePool",
-    "GlobalAveragePool",
-    "ReduceMean",
-)
+# Operations whose MACs count: what of them runs in float lowers the coverage.
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
+_WHY = {
+    "Softmax": "a softmax divides by a sum of exponentials",
+    "LogSoftmax": "a softmax divides by a sum of exponentials",
+    "LayerNormalization": "a normalization by the values' own spread",
+    "GroupNormalization": "a normalization by the values' own spread",
+    "InstanceNormalization": "a normalization by the values' own spread",
+    "MeanVarianceNormalization": "a normalization by the values' own spread",
+    "LRN": "a normalization by a window of channels",
+}
 
 
 class LayerSpec(Protocol):
@@ -118,30 +130,6 @@ class Lowered:
     float_ops: tuple[str, ...] = ()
 
 
-@dataclass(eq=False)
-class _FloatNode:
-    op: str
-    name: str
-    inputs: list[str]
-    output: str
-    attributes: dict[str, Any]
-    weight: Floats | None = None
-    bias: npt.NDArray[np.float64] | None = None
-    weight_name: str = ""
-    window: Window | None = None
-    groups: int = 1
-
-
-@dataclass(eq=False)
-class _FloatNet:
-    """A float net reduced to the operations that lowering knows, with batch norms folded."""
-
-    nodes: list[_FloatNode]
-    input: str
-    output: str
-    uses: dict[str, list[_FloatNode]] = field(default_factory=dict)
-
-
 def lower(
     model: Any,
     inputs: npt.NDArray[Any],
@@ -162,261 +150,21 @@ def lower(
         progress: called with each layer's name.
 
     Raises:
-        UnsupportedError: an operation has no LNS form here; the message names it.
+        UnsupportedError: an operation can be computed neither on words nor in float; the message names it.
         BadValueError, BadFileError: the model is not of this form.
     """
     if len(inputs) == 0:
         raise BadValueError("calibration needs at least one input")
-    net = _read(model)
-    values = _float_values(model, net, inputs)
-    return _Lowering(net, values, options, dict(specs or {}), progress).run(dict(metadata or {}))
-
-
-# ---------------------------------------------------------------------------------------------------
-# Reading the float net
-
-
-def _read(model: Any) -> _FloatNet:
-    from onnx import numpy_helper
-
-    proto = model.graph
-    constants: dict[str, npt.NDArray[Any]] = {}
-    for tensor in proto.initializer:
-        if tensor.data_location:
-            raise BadFileError(f"initializer {tensor.name!r} lies in another file; embed it in the model")
-        constants[tensor.name] = numpy_helper.to_array(tensor)
-    dynamic = [i.name for i in proto.input if i.name not in constants]
-    if len(dynamic) != 1 or len(proto.output) != 1:
-        raise UnsupportedError(
-            f"a net with one input and one output is needed; this has {len(dynamic)} and {len(proto.output)}"
-        )
-    producer = {}
-    for node in proto.node:
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-            constants[node.output[0]] = _constant(node)
-        for output in node.output:
-            if output:
-                producer[output] = node
-    wanted: list[Any] = []
-    seen: set[str] = set()
-
-    def visit(name: str, depth: int) -> None:
-        stack = [(name, False)]
-        while stack:
-            tensor, done = stack.pop()
-            if done:
-                wanted.append(producer[tensor])
-                continue
-            if tensor in seen or tensor in constants or tensor == dynamic[0]:
-                continue
-            seen.add(tensor)
-            if tensor not in producer:
-                raise BadFileError(f"tensor {tensor!r} is used but nothing makes it")
-            stack.append((tensor, True))
-            stack += [(source, False) for source in _data_inputs(producer[tensor])]
-
-    visit(proto.output[0].name, 0)
-    nodes = [_float_node(node, constants) for node in wanted]
-    net = _FloatNet(nodes, dynamic[0], proto.output[0].name)
-    _merge_biases(net)
-    _fold_batch_norms(net)
-    for node in net.nodes:
-        for name in node.inputs:
-            net.uses.setdefault(name, []).append(node)
-    return net
-
-
-def _constant(node: Any) -> npt.NDArray[Any]:
-    from onnx import numpy_helper
-
-    for attribute in node.attribute:
-        if attribute.name == "value":
-            return np.asarray(numpy_helper.to_array(attribute.t))
-        if attribute.name in ("value_int", "value_float"):
-            return np.asarray(attribute.i if attribute.name == "value_int" else attribute.f)
-        if attribute.name in ("value_ints", "value_floats"):
-            values = attribute.ints if attribute.name == "value_ints" else attribute.floats
-            return np.asarray(list(values))
-    raise UnsupportedError(f"constant {node.name or node.output[0]!r} holds neither numbers nor a tensor")
-
-
-def _data_inputs(node: Any) -> list[str]:
-    """The inputs that carry activations: a shape, an axis or a mode does not."""
-    if node.op_type in (*_RESHAPING, "Clip", "ReduceMean"):
-        return list(node.input[:1])
-    return [name for name in node.input if name]
-
-
-def _float_node(node: Any, constants: Mapping[str, npt.NDArray[Any]]) -> _FloatNode:
-    from onnx import helper
-
-    name = node.name or node.output[0]
-    if node.domain not in ("", "ai.onnx") or node.op_type not in SUPPORTED:
-        # spec 6.6: never silently in float
-        operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        raise UnsupportedError(
-            f"operator {operator} (node {name!r}) has no LNS form here; lowering knows {', '.join(SUPPORTED)}"
-        )
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    for key, value in attributes.items():
-        if isinstance(value, bytes):
-            attributes[key] = value.decode("utf-8", "replace")
-    made = _FloatNode(node.op_type, name, [], node.output[0], attributes)
-    given = list(node.input)
-
-    def constant(index: int) -> npt.NDArray[Any] | None:
-        return constants.get(given[index]) if index < len(given) and given[index] else None
-
-    if node.op_type in _LAYERS:
-        weight = constant(1)
-        if weight is None or weight.dtype.kind != "f":
-            raise UnsupportedError(f"{node.op_type} {name!r}: its weights must be constant floats")
-        made.inputs, made.weight_name = given[:1], given[1]
-        _read_layer(made, np.asarray(weight, dtype=np.float32), constant(2))
-        return made
-    if node.op_type == "BatchNormalization":
-        made.inputs = given[:1]
-        scale, shift, mean, variance = (constant(i) for i in range(1, 5))
-        if scale is None or shift is None or mean is None or variance is None:
-            raise UnsupportedError(f"BatchNormalization {name!r}: its statistics must be constants")
-        factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + attributes.get("epsilon", 1e-5))
-        made.attributes = {"factor": factor, "shift": shift.astype(np.float64) - mean * factor}
-        return made
-    if node.op_type == "Add":
-        made.inputs = [n for n in given if n not in constants]
-        if len(made.inputs) != 2:
-            both = [constants[n] for n in given if n in constants]
-            if len(both) != 1:
-                raise UnsupportedError(f"Add {name!r} of constants only; simplify the model first")
-            made.bias = both[0].astype(np.float64)
-        return made
-    made.inputs = given if node.op_type == "Concat" else given[:1]
-    if node.op_type == "Clip":
-        for key, index in (("min", 1), ("max", 2)):
-            value = constant(index)
-            if value is not None:
-                made.attributes[key] = float(value)
-    elif node.op_type == "ReduceMean":
-        axes = constant(1)
-        if axes is not None:
-            made.attributes["axes"] = [int(v) for v in np.ravel(axes)]
-    elif node.op_type in ("MaxPool", "AveragePool"):
-        made.window = _window(made, made.attributes.get("kernel_shape", []))
-        if made.attributes.get("ceil_mode"):
-            raise UnsupportedError(f"{node.op_type} {name!r}: ceil_mode has no LNS form here; pad explicitly")
-    return made
-
-
-def _window(node: _FloatNode, kernel: Any) -> Window:
-    a = node.attributes
-    auto = a.get("auto_pad", "NOTSET")
-    if auto not in ("NOTSET", "VALID"):
-        raise UnsupportedError(f"{node.op} {node.name!r}: auto_pad={auto}; give explicit pads instead")
-    pads = () if auto == "VALID" else tuple(a.get("pads", ()))
-    return Window(tuple(kernel), tuple(a.get("strides", ())), pads, tuple(a.get("dilations", ())))
-
-
-def _read_layer(node: _FloatNode, weight: Floats, bias: npt.NDArray[Any] | None) -> None:
-    a = node.attributes
-    if node.op == "Conv":
-        node.weight, node.groups = weight, int(a.get("group", 1))
-        node.window = _window(node, weight.shape[2:])
-    elif node.op == "Gemm":
-        if a.get("alpha", 1.0) != 1.0 or a.get("beta", 1.0) != 1.0 or a.get("transA", 0):
-            raise UnsupportedError(f"Gemm {node.name!r}: alpha, beta and transA must be 1, 1 and 0")
-        node.weight = weight if a.get("transB", 0) else np.ascontiguousarray(weight.T)
-    else:
-        if weight.ndim != 2:
-            raise UnsupportedError(f"MatMul {node.name!r}: weights of {weight.ndim} axes; two are needed")
-        node.weight = np.ascontiguousarray(weight.T)
-    if bias is not None:
-        node.bias = np.broadcast_to(bias.astype(np.float64).reshape(-1), (len(node.weight),)).copy()
-
-
-def _merge_biases(net: _FloatNet) -> None:
-    """An addition of constants right after a layer is its bias."""
-    uses: dict[str, int] = {}
-    for node in net.nodes:
-        for name in node.inputs:
-            uses[name] = uses.get(name, 0) + 1
-    makers = {node.output: node for node in net.nodes}
-    kept = []
-    for node in net.nodes:
-        if node.op == "Add" and len(node.inputs) == 1:
-            layer = makers.get(node.inputs[0])
-            if layer is None or layer.weight is None or uses[node.inputs[0]] != 1:
-                raise UnsupportedError(f"Add {node.name!r} of a constant has no LNS form here, but as a bias")
-            assert node.bias is not None
-            count = len(layer.weight)
-            where = -1 if layer.op != "Conv" else -(len(layer.weight.shape) - 1)
-            shape = [1] * max(abs(where), node.bias.ndim)
-            shape[where] = count
-            if node.bias.size != 1 and list(node.bias.shape) != shape[-node.bias.ndim :]:
-                raise UnsupportedError(f"Add {node.name!r}: a constant of shape {node.bias.shape} is no bias")
-            layer.bias = (0 if layer.bias is None else layer.bias) + np.broadcast_to(node.bias.reshape(-1), (count,))
-            layer.output = node.output
-            makers[node.output] = layer
-        else:
-            kept.append(node)
-    net.nodes = kept
-
-
-def _fold_batch_norms(net: _FloatNet) -> None:
-    """Batch normalisation becomes weights and bias of the layer before, or a 1×1 depthwise convolution."""
-    uses: dict[str, int] = {}
-    for node in net.nodes:
-        for name in node.inputs:
-            uses[name] = uses.get(name, 0) + 1
-    makers = {node.output: node for node in net.nodes}
-    kept = []
-    for node in net.nodes:
-        if node.op == "BatchNormalization":
-            factor, shift = node.attributes["factor"], node.attributes["shift"]
-            layer = makers.get(node.inputs[0])
-            if layer is not None and layer.weight is not None and uses[node.inputs[0]] == 1:
-                spread = factor.reshape(-1, *[1] * (layer.weight.ndim - 1))
-                layer.weight = (layer.weight * spread).astype(np.float32)
-                layer.bias = shift + (0 if layer.bias is None else layer.bias * factor)
-                layer.output = node.output
-                makers[node.output] = layer
-                continue
-            node.op, node.groups, node.bias = "Conv", len(factor), shift
-            node.weight = factor.astype(np.float32).reshape(-1, 1, 1, 1)
-            node.window = Window((1, 1))
-        kept.append(node)
-    net.nodes = kept
+    known = dict(specs or {})
+    fixed = frozenset(f"{name}.weight" for name in known) | frozenset(known)
+    return _Lowering(read_net(model, inputs, fixed), options, known, progress).run(dict(metadata or {}))
 
 
 def float_values(model: Any, inputs: npt.NDArray[Any]) -> dict[str, Floats]:
     """Every tensor of a float ONNX model that lowering keeps, by name, for some inputs [n, …]."""
-    return _float_values(model, _read(model), inputs)
-
-
-def _float_values(model: Any, net: _FloatNet, inputs: npt.NDArray[Any]) -> dict[str, Floats]:
-    """Every tensor of the float net for the calibration inputs, by ONNX Runtime."""
-    from onnx import TensorProto, helper
-
-    from lnsdeploy.emulator.ort import float_session
-
-    names = [node.output for node in net.nodes]
-    tapped = type(model)()
-    tapped.CopyFrom(model)
-    present = {output.name for output in tapped.graph.output}
-    for name in names:
-        if name not in present:
-            tapped.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    session = float_session(tapped.SerializeToString())
-    feed = session.get_inputs()[0]
-    shape = tuple(n if isinstance(n, int) else 0 for n in feed.shape)
-    x = g.check_input(inputs, (0, *shape[1:]), feed.name)
-    values = dict(zip(names, session.run(names, {feed.name: x}), strict=True))
-    values[net.input] = x
-    for name, value in values.items():
-        if value.shape[:1] != (len(x),):
-            raise UnsupportedError(f"tensor {name!r} of shape {value.shape} does not keep the batch axis first")
-        if not np.isfinite(value).all():
-            raise BadValueError(f"the float net gives NaN or infinity in {name!r} for the calibration inputs")
-    return values
+    net = read_net(model, inputs)
+    kept = {net.input, *(node.output for node in net.nodes)}
+    return {name: value for name, value in net.values.items() if name in kept}
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -426,20 +174,29 @@ def _float_values(model: Any, net: _FloatNet, inputs: npt.NDArray[Any]) -> dict[
 class _Lowering:
     def __init__(
         self,
-        net: _FloatNet,
-        values: dict[str, Floats],
+        net: FloatNet,
         options: LowerOptions,
         specs: dict[str, LayerSpec],
         progress: Callable[[str], None] | None,
     ):
-        self.net, self.values, self.options, self.specs = net, values, options, specs
+        from lnsdeploy.emulator import cpu
+
+        self.net, self.values, self.options, self.specs = net, net.values, options, specs
         self.progress = progress or (lambda name: None)
+        self.step_of = cpu.step_of
         self.nodes: list[g.Node] = []
         self.tensors: dict[str, g.TensorInfo] = {}
+        self.constants: dict[str, Words] = {}
         self.datapaths: dict[str, Datapath] = {}
-        self.words: dict[str, Words] = {}
-        self.macs = 0
+        # what the tensors of the new net hold for the sample: words, or float numbers
+        self.held: dict[str, npt.NDArray[Any]] = {}
+        # the float net's tensors on words and in float, by the new net's names
+        self.alias: dict[str, str] = {}
+        self.floats: dict[str, str] = {}
+        self.macs = self.float_macs = 0
+        self.float_ops: list[str] = []
         self.names: set[str] = set()
+        self.roots = self._roots()
         self.class_of = self._classes()
         self.class_info = self._class_infos()
 
@@ -450,12 +207,14 @@ class _Lowering:
         self.tensors[encoded] = info
         self.alias = {net.input: encoded}
         sample = self.values[net.input][: options.sample]
-        self.words[encoded] = encode(sample, info.format, info.offset, negative="clip", name=net.input)
+        self.held[encoded] = encode(sample, info.format, info.offset, negative="clip", name=net.input)
+        self.encoded = encoded
         for node in net.nodes:
             self.progress(node.name)
-            getattr(self, f"lower_{node.op.lower()}", self.lower_preserving)(node)
-        last = self.alias[net.output]
-        output = net.output if net.output not in self.tensors else f"{net.output}_float"
+            if not self.is_lazy(node):
+                self.make(node)
+        last = self.words_of(net.output)
+        output = net.output if net.output not in {n.output for n in self.nodes} else f"{net.output}_float"
         graph = g.LNSGraph(
             input=net.input,
             input_shape=(0, *self.values[net.input].shape[1:]),
@@ -468,10 +227,76 @@ class _Lowering:
             tensors=self.tensors,
             datapaths=self.datapaths or {options.datapath.fingerprint: options.datapath},
             metadata=metadata,
+            constants=self.constants,
         )
-        return Lowered(graph, self.macs // max(len(sample), 1), 1.0)
+        count = max(len(sample), 1)
+        every = self.macs + self.float_macs
+        coverage = self.macs / every if every else 1.0
+        return Lowered(graph, self.macs // count, coverage, tuple(self.float_ops))
+
+    # functions of one number
+
+    def _roots(self) -> dict[str, str]:
+        """For each tensor, the one whose numbers alone decide its own, place by place; itself where there is none."""
+        roots = {name: name for name in self.values}
+        for node in self.net.nodes:
+            if node.op not in UNARY | WITH_SCALARS or node.reason or not node.inputs:
+                continue
+            constants = [a for a in node.arguments if isinstance(a, np.ndarray)]
+            found = {roots[name] for name in node.inputs}
+            shapes = {self.values[name].shape for name in (*node.inputs, node.output)}
+            plain = all(c.size == 1 for c in constants) and len(shapes) == 1 and len(found) == 1
+            if not plain or (node.op in ("Relu", "Clip") and roots[node.inputs[0]] == node.inputs[0]):
+                continue
+            if self.values[node.output].dtype == np.float32 and self.values[node.inputs[0]].dtype == np.float32:
+                roots[node.output] = found.pop()
+        return roots
+
+    def is_lazy(self, node: FloatNode) -> bool:
+        """Whether a node is made only when something reads it."""
+        if self.roots[node.output] != node.output:
+            return True
+        # what follows operations in float stays there until it is read on words
+        moves = node.op in MOVEMENT | {"Relu", "Clip"} and len(node.inputs) == 1
+        return moves and node.inputs[0] not in self.alias
+
+    def table(self, root: str, name: str, info: g.TensorInfo) -> tuple[Words, str]:
+        """The words of a function of one number for every word of its argument, and what it is called."""
+        have = self.tensors[self.alias[root]]
+        every = np.arange(1 << have.format.bits, dtype=np.int64).astype(have.format.dtype)
+        known: dict[str, npt.NDArray[Any]] = {root: decode(every, have.format, have.offset)}
+        chain: list[str] = []
+
+        def value(tensor: str) -> npt.NDArray[Any]:
+            if tensor not in known:
+                node = self.net.makers[tensor]
+                flat = replace(
+                    node,
+                    original=_scalars(*(node.original or (node.op, node.attributes, node.arguments))),
+                )
+                chain.append(node.op)
+                made = float_node(flat, node.name)
+                known[tensor] = made.run([value(source) for source in made.inputs], Counts())
+            return known[tensor]
+
+        with np.errstate(all="ignore"):
+            numbers = g.numbers(value(name), name)
+        words = encode(numbers, info.format, info.offset, underflow=self.underflow, negative="clip", name=name)
+        # a word of a sign and code 0 is read as zero; it never comes
+        return words, " of ".join(chain)
+
+    @property
+    def underflow(self) -> Any:
+        return self.options.datapath.underflow
 
     # classes of tensors that share an offset
+
+    def preserves(self, node: FloatNode) -> bool:
+        """Whether output and inputs of a node share format and offset."""
+        if node.op in ("Relu", "Clip"):
+            return self.roots[node.output] == node.output
+        pools = node.op == "MaxPool"
+        return (node.op in MOVEMENT or pools) and not node.reason
 
     def _classes(self) -> dict[str, str]:
         parent = {name: name for name in self.values}
@@ -483,7 +308,7 @@ class _Lowering:
             return name
 
         for node in self.net.nodes:
-            if node.op in (*_PRESERVING, "Concat"):
+            if self.preserves(node) or node.op == "Concat":
                 for name in node.inputs:
                     parent[find(name)] = find(node.output)
         return {name: find(name) for name in parent}
@@ -492,14 +317,15 @@ class _Lowering:
         """One format and offset a class: the layers' that read it, or calibrated where it is read."""
         members: dict[str, list[str]] = {}
         for name, root in self.class_of.items():
-            members.setdefault(root, []).append(name)
+            if self.values[name].dtype == np.float32:
+                members.setdefault(root, []).append(name)
         infos = {}
         for root, names in members.items():
             readers = [
                 node
                 for name in names
                 for node in self.net.uses.get(name, [])
-                if node.op not in (*_PRESERVING, "Concat")
+                if not self.preserves(node) and node.op != "Concat"
             ]
             layers = [node for node in readers if node.weight is not None]
             formats = {self.layer_formats(node)[1] for node in layers}
@@ -525,15 +351,20 @@ class _Lowering:
                 joined = joined.joined(known[name])
             return joined.offset(fmt, method, percentile)
         values = np.concatenate([self.values[n].reshape(-1) for n in names])
+        if not values.size:
+            return 0
         return int(calibrate(values, fmt, method=method, percentile=percentile, name=names[0]))
 
     def info(self, name: str) -> g.TensorInfo:
         return self.class_info[self.class_of[name]]
 
-    def spec(self, node: _FloatNode) -> LayerSpec | None:
+    def _calibrated(self, name: str, fmt: LNSFormat) -> g.TensorInfo:
+        return g.TensorInfo(fmt, self.offset([name], fmt))
+
+    def spec(self, node: FloatNode) -> LayerSpec | None:
         return self.specs.get(node.weight_name.removesuffix(".weight"))
 
-    def layer_formats(self, node: _FloatNode) -> tuple[LNSFormat, LNSFormat]:
+    def layer_formats(self, node: FloatNode) -> tuple[LNSFormat, LNSFormat]:
         """Formats of weights and activations."""
         spec, datapath = self.spec(node), self.options.datapath
         if spec is None:
@@ -543,7 +374,7 @@ class _Lowering:
             return found.weight or datapath.weight, found.activation or datapath.activation
         return spec.weight or datapath.weight, spec.activation or datapath.activation
 
-    def recipe(self, node: _FloatNode) -> LayerRecipe | None:
+    def recipe(self, node: FloatNode) -> LayerRecipe | None:
         """What the recipe says of a layer that has no recorded formats."""
         if self.options.recipe is None:
             return None
@@ -558,14 +389,135 @@ class _Lowering:
         self.names.add(made)
         return made
 
-    def emit(self, node: g.Node, info: g.TensorInfo) -> None:
-        counts = Counts()
-        inputs = [self.words[name] for name in node.inputs]
-        words = node.run(inputs, counts)
-        self.macs += node.macs([a.shape for a in inputs], words.shape)
-        self.words[node.output] = words
-        self.tensors[node.output] = info
+    def output_name(self, name: str) -> str:
+        return self.unique(f"{name}_words")
+
+    def emit(self, node: g.Node, info: g.TensorInfo | None) -> None:
+        inputs = [self.held[name] for name in node.inputs]
+        made = self.step_of(node)(inputs, Counts())
+        self.macs += node.macs([a.shape for a in inputs], made.shape)
+        self.held[node.output] = made
+        if info is not None:
+            self.tensors[node.output] = info
         self.nodes.append(node)
+
+    def words_of(self, name: str) -> str:
+        """The tensor of words that stands for a tensor of the float net."""
+        if name in self.alias:
+            return self.alias[name]
+        if name in self.net.batch_constants:
+            constant = self.constant(name, self.net.batch_constants[name], self.info(name))
+            output = self.output_name(name)
+            self.emit(g.Broadcast(self.unique(f"{name}_batch"), (constant, self.encoded), output), self.info(name))
+            self.alias[name] = output
+            return output
+        root = self.roots[name]
+        if name not in self.floats and root != name and root in self.alias:
+            info = self.info(name)
+            table, function = self.table(root, name, info)
+            output = self.output_name(name)
+            node = self.net.makers[name]
+            source = self.alias[root]
+            self.emit(
+                g.Lookup(self.unique(node.name), (source,), output, table, self.tensors[source], info, function), info
+            )
+            self.alias[name] = output
+            return output
+        made = self.float_of(name)
+        info, output = self.info(name), self.output_name(name)
+        self.emit(g.Encode(self.unique(f"{name}_encode"), (made,), output, info, self.underflow), info)
+        self.alias[name] = output
+        return output
+
+    def float_of(self, name: str) -> str:
+        """The tensor in float that stands for a tensor of the float net."""
+        if name in self.floats:
+            return self.floats[name]
+        if name in self.alias or name in self.net.batch_constants:
+            source = self.words_of(name)
+            output = self.unique(f"{name}_decoded")
+            self.emit(g.Decode(self.unique(f"{name}_decode"), (source,), output, self.tensors[source]), None)
+            self.floats[name] = output
+            return output
+        if name not in self.net.makers:
+            raise UnsupportedError(f"tensor {name!r} follows the batch's size, which an operation in float cannot read")
+        self.make_float(self.net.makers[name])
+        return self.floats[name]
+
+    def constant(self, name: str, value: npt.NDArray[Any], info: g.TensorInfo) -> str:
+        """A tensor of words that the net holds itself."""
+        made = self.unique(f"{name}_constant")
+        words = encode(
+            np.asarray(value, dtype=np.float32),
+            info.format,
+            info.offset,
+            underflow=self.underflow,
+            negative="clip",
+            name=name,
+        )
+        self.constants[made] = self.held[made] = words
+        self.tensors[made] = info
+        return made
+
+    def make(self, node: FloatNode) -> None:
+        """Lower a node: on words where that is possible, else in float."""
+        if node.output in self.alias or node.output in self.floats:
+            return
+        method = getattr(self, f"lower_{node.op.lower()}", None)
+        if node.weight is not None:
+            method = self.lower_layer
+        elif self.preserves(node):
+            method = self.lower_preserving
+        if node.reason or method is None:
+            self.make_float(node)
+            return
+        marks = len(self.nodes)
+        try:
+            method(node)
+        except NotOnWordsError as why:
+            # conversions that were made on the way may be of use later; nothing else was made
+            assert all(isinstance(n, (g.Encode, g.Decode, g.Lookup, g.Broadcast, g.Float)) for n in self.nodes[marks:])
+            node.reason = str(why)
+            self.make_float(node)
+
+    def make_float(self, node: FloatNode) -> None:
+        """An operation in float."""
+        if node.op == "Identity":
+            self.floats[node.output] = self.float_of(node.inputs[0])
+            return
+        for made, output in self._float_forms(node):
+            inputs = tuple(self.float_of(name) for name in made.inputs)
+            name = self.unique(made.name)
+            target = self.unique(f"{output}_float")
+            ready = replace(made, name=name, inputs=inputs, output=target)
+            self.emit(ready, None)
+            self.floats[output] = target
+            # of functions of one number only those that were not looked up
+            self.float_ops.append(f"{name} ({made.kind}): {made.reason or _WHY.get(made.kind, 'no form on words')}")
+            if made.kind in _PRODUCTS:
+                self.float_macs += _macs(made, [self.held[i] for i in inputs], self.held[target])
+
+    def _float_forms(self, node: FloatNode) -> list[tuple[g.Float, str]]:
+        """The operations of ONNX that make a node, with the float net's names of what they make."""
+        reason = node.reason
+        if not reason and (node.op in MOVEMENT or self.roots[node.output] != node.output or node.op in UNARY):
+            reason = "between operations in float"
+        if node.op == "Reshape":
+            try:
+                shape: Any = np.array(self.net.open_shape(node.output), dtype=np.int64)
+            except NotOnWordsError as why:
+                raise UnsupportedError(f"Reshape {node.name!r}: {why}") from why
+            made = replace(node, original=("Reshape", {}, [node.arguments[0], shape]), reason=reason)
+            return [(float_node(made, node.name), node.output)]
+        if node.op == "Take" and node.original is None:
+            forms, source = [], node.arguments[0]
+            for i, (axis, places) in enumerate(node.steps):
+                output = node.output if i == len(node.steps) - 1 else f"{node.output}_{i}"
+                part = replace(node, original=("Gather", {"axis": axis}, [source, places]), reason=reason)
+                forms.append((float_node(part, node.name), output))
+                source = output
+            return forms
+        return [(float_node(replace(node, reason=reason), node.name), node.output)]
 
     def finish(self, name: str, made: str, info: g.TensorInfo) -> None:
         """The tensor `made` stands for the float tensor `name`, rescaled to its class where it differs."""
@@ -576,21 +528,32 @@ class _Lowering:
         have = self.tensors[tensor]
         if have == info:
             return tensor
-        plan = RescalePlan(have.format, info.format, have.offset, info.offset, self.options.datapath.underflow)
+        plan = RescalePlan(have.format, info.format, have.offset, info.offset, self.underflow)
         output = self.unique(f"{name}_rescaled")
         self.emit(g.Rescale(output, (tensor,), output, plan), info)
         return output
 
-    def lower_conv(self, node: _FloatNode) -> None:
-        self.lower_layer(node)
+    def operand(self, argument: Any, name: str, wanted: LNSFormat) -> str:
+        """The words of an argument, at the γ of `wanted`."""
+        if isinstance(argument, str):
+            tensor = self.words_of(argument)
+            if self.tensors[tensor].format.gamma != wanted.gamma:
+                tensor = self.at(tensor, self._calibrated(argument, wanted), argument)
+            return tensor
+        value = np.asarray(argument, dtype=np.float32)
+        return self.constant(name, value, g.TensorInfo(wanted, int(calibrate(value, wanted, name=name))))
 
-    def lower_gemm(self, node: _FloatNode) -> None:
-        self.lower_layer(node)
+    def sampled(self, argument: Any) -> npt.NDArray[np.float64]:
+        value = self.values[argument][: self.options.sample] if isinstance(argument, str) else argument
+        return np.asarray(value, dtype=np.float64)
 
-    def lower_matmul(self, node: _FloatNode) -> None:
-        self.lower_layer(node)
+    def adder(self, fmt: LNSFormat) -> LogAccumulator:
+        datapath = self.options.datapath
+        return datapath.add if fmt == datapath.output else datapath.with_formats(datapath.weight, fmt).add
 
-    def lower_layer(self, node: _FloatNode) -> None:
+    # layers
+
+    def lower_layer(self, node: FloatNode) -> None:
         assert node.weight is not None
         spec = self.spec(node)
         weight_format, activation = self.layer_formats(node)
@@ -610,34 +573,31 @@ class _Lowering:
         words = encode(node.weight, weight_format, offset, axis=axis, name=node.weight_name or node.name)
         if axis not in (None, 0):
             raise BadValueError(f"{node.name!r}: weights may have offsets per output channel only, not axis {axis}")
+        read = node.inputs[0]
         source = self.at(
-            self.alias[node.inputs[0]],
-            g.TensorInfo(activation, self.info(node.inputs[0]).offset)
-            if activation == self.info(node.inputs[0]).format
-            else self._calibrated(node.inputs[0], activation),
-            node.inputs[0],
+            self.words_of(read),
+            g.TensorInfo(activation, self.info(read).offset)
+            if activation == self.info(read).format
+            else self._calibrated(read, activation),
+            read,
         )
-        wanted = self.info(node.output)
-        ratio = datapath.gamma // wanted.format.gamma if datapath.gamma >= wanted.format.gamma else 1
-        made = widened(wanted.format, datapath.gamma) if datapath.gamma >= wanted.format.gamma else datapath.output
-        target = g.TensorInfo(
-            made,
-            wanted.offset * ratio
-            if made.gamma == wanted.format.gamma * ratio
-            else self._calibrated(node.output, made).offset,
+        if node.stuff:
+            source = self._stuffed(node, source)
+        target = self._target(node.output, datapath)
+        plan = DotPlan(
+            datapath, activation, weight_format, target.format, self.tensors[source].offset, offset, target.offset
         )
-        plan = DotPlan(datapath, activation, weight_format, made, self.tensors[source].offset, offset, target.offset)
         name = self.unique(layer_name(node.weight_name, node.name))
-        output = self.unique(f"{node.output}_words")
+        output = self.output_name(node.output)
 
         def placed(bias: npt.NDArray[np.float64] | None) -> g.Node:
             if node.op == "Conv":
                 assert node.window is not None
                 made, integers = placement.place_convolution(
-                    plan, self.words[source], words, bias, node.window, node.groups, self.options.headroom
+                    plan, self.held[source], words, bias, node.window, node.groups, self.options.headroom
                 )
                 return g.Conv(name, (source,), output, words, integers, made, node.window, node.groups)
-            x = self.words[source]
+            x = self.held[source]
             rows = x.reshape(-1, x.shape[-1])
             made, integers = placement.place_dot(plan, rows, words, bias, self.options.headroom)
             return g.Gemm(name, (source,), output, words, integers, made)
@@ -649,39 +609,132 @@ class _Lowering:
         self.emit(lowered, target)
         self.finish(node.output, output, target)
 
-    def _lacking(self, node: _FloatNode, lowered: g.Node, target: g.TensorInfo) -> npt.NDArray[np.float64]:
+    def _target(self, name: str, datapath: Datapath) -> g.TensorInfo:
+        """Format and offset in which a product gives a tensor, before it is rescaled to its class."""
+        wanted = self.info(name)
+        ratio = datapath.gamma // wanted.format.gamma if datapath.gamma >= wanted.format.gamma else 1
+        made = widened(wanted.format, datapath.gamma) if datapath.gamma >= wanted.format.gamma else datapath.output
+        if made.gamma == wanted.format.gamma * ratio:
+            return g.TensorInfo(made, wanted.offset * ratio)
+        return g.TensorInfo(made, self._calibrated(name, made).offset)
+
+    def _stuffed(self, node: FloatNode, source: str) -> str:
+        """The input of a transposed convolution with zeros between its words."""
+        info, shape = self.tensors[source], self.held[source].shape
+        axes = len(node.stuff)
+        apart = [n for size in shape[2:] for n in (size, 1)]
+        pads = [0, 0] + [0] * 2 * axes
+        ends = [0, 0] + [n for stride in node.stuff for n in (0, stride - 1)]
+        sizes = [size * stride for size, stride in zip(shape[2:], node.stuff, strict=True)]
+        forms: tuple[tuple[str, Callable[[str, str, str], g.Node]], ...] = (
+            ("apart", lambda name, x, y: g.Reshape(name, (x,), y, (-1, shape[1], *apart))),
+            ("zeros", lambda name, x, y: g.Pad(name, (x,), y, (*pads, *ends))),
+            ("joined", lambda name, x, y: g.Reshape(name, (x,), y, (-1, shape[1], *sizes))),
+        )
+        for what, make in forms:
+            output = self.unique(f"{node.output}_{what}")
+            self.emit(make(self.unique(f"{node.name}_{what}"), source, output), info)
+            source = output
+        for axis, (size, stride) in enumerate(zip(shape[2:], node.stuff, strict=True)):
+            if stride > 1:
+                places = np.arange((size - 1) * stride + 1)
+                source = self._take(node, source, 2 + axis, places)
+        return source
+
+    def _take(self, node: FloatNode, source: str, axis: int, places: npt.NDArray[np.int64]) -> str:
+        output = self.unique(f"{node.output}_taken")
+        taken = g.Take(self.unique(f"{node.name}_take"), (source,), output, axis, tuple(int(i) for i in places))
+        self.emit(taken, self.tensors[source])
+        return output
+
+    def _lacking(self, node: FloatNode, lowered: g.Node, target: g.TensorInfo) -> npt.NDArray[np.float64]:
         """What the words of a layer's outputs lack on the sample's average, a channel: float64 [channels].
 
         Layers before it are corrected already, so this is the error that is left, that of this layer's own words among
         it (Nagel et al. 2019, empirical bias correction).
         """
-        words = lowered.run([self.words[name] for name in lowered.inputs], Counts())
+        words = self.step_of(lowered)([self.held[name] for name in lowered.inputs], Counts())
         got = np.asarray(decode(words, target.format, target.offset, np.float64))
         wanted = self.values[node.output][: len(got)].astype(np.float64)
         axes = tuple(a for a in range(got.ndim) if a != (1 if node.op == "Conv" else got.ndim - 1))
         return np.asarray((wanted - got).mean(axis=axes))
 
-    def _calibrated(self, name: str, fmt: LNSFormat) -> g.TensorInfo:
-        return g.TensorInfo(fmt, self.offset([name], fmt))
-
-    def lower_add(self, node: _FloatNode) -> None:
-        wanted = self.info(node.output)
-        datapath = self.options.datapath
-        operands = []
-        for name in node.inputs:
-            tensor = self.alias[name]
-            have = self.tensors[tensor]
-            if have.format.gamma != wanted.format.gamma:
-                tensor = self.at(tensor, self._calibrated(name, wanted.format), name)
-            operands.append(tensor)
-        a, b = (self.tensors[t] for t in operands)
-        accumulator = (
-            datapath.with_formats(datapath.weight, wanted.format).add
-            if (wanted.format != datapath.output)
-            else datapath.add
+    def lower_matmul(self, node: FloatNode) -> None:
+        """A product of two tensors (spec 7.2)."""
+        if node.weight is not None:
+            self.lower_layer(node)
+            return
+        first, second = node.arguments[0], node.arguments[1]
+        shapes = [np.shape(self._float(v)) for v in (first, second)]
+        leading = [shape[:-2] for shape in shapes]
+        if leading[0] != leading[1]:
+            raise NotOnWordsError(f"a product of tensors of shapes {shapes[0]} and {shapes[1]}, whose axes differ")
+        fmt = self.options.datapath.activation
+        a, b = (self.operand(v, f"{node.name}_{i}", fmt) for i, v in enumerate((first, second)))
+        have = [self.tensors[t] for t in (a, b)]
+        datapath = self.options.datapath.with_formats(have[1].format, have[0].format)
+        datapath = self.datapaths.setdefault(datapath.fingerprint, datapath)
+        target = self._target(node.output, datapath)
+        plan = DotPlan(
+            datapath, have[0].format, have[1].format, target.format, have[0].offset, have[1].offset, target.offset
         )
+        plan = placement.place_matmul(plan, self.held[a], self.held[b], self.options.headroom)
+        output = self.output_name(node.output)
+        self.emit(g.MatMul(self.unique(node.name), (a, b), output, plan), target)
+        self.finish(node.output, output, target)
+
+    # element by element
+
+    def lower_add(self, node: FloatNode) -> None:
+        self._add(node, node.arguments[0], node.arguments[1], node.output)
+
+    def lower_sub(self, node: FloatNode) -> None:
+        first, second = node.arguments
+        fmt = self.info(node.output).format
+        if not fmt.signed:
+            raise NotOnWordsError(f"a difference in the unsigned format {fmt}")
+        if isinstance(second, np.ndarray):
+            self._add(node, first, -second, node.output)
+            return
+        assert isinstance(second, str)
+        source = self.operand(second, second, fmt)
+        info = self.tensors[source]
+        if not info.format.signed:
+            raise NotOnWordsError(f"a difference in the unsigned format {info.format}")
+        every = np.arange(1 << info.format.bits, dtype=np.int64).astype(info.format.dtype)
+        output = self.unique(f"{second}_negated")
+        table = reference.negate(every, info.format)
+        self.emit(g.Lookup(self.unique(f"{node.name}_negate"), (source,), output, table, info, info, "Neg"), info)
+        minus = f"{node.output} minus"
+        self.alias[minus], self.values[minus] = output, -self.values[second]
+        self._add(node, first, minus, node.output)
+
+    def lower_sum(self, node: FloatNode) -> None:
+        total = node.arguments[0]
+        if len(node.arguments) == 1:
+            self.alias[node.output] = self.words_of(node.inputs[0])
+            return
+        for i, argument in enumerate(node.arguments[1:], start=1):
+            name = node.output
+            if i < len(node.arguments) - 1:
+                name = f"{node.output} of {i + 1}"
+                self.values[name] = self._float(total) + self._float(argument)
+                root = self.class_of[name] = name
+                fmt = self.info(node.output).format
+                self.class_info[root] = g.TensorInfo(fmt, int(calibrate(self.values[name], fmt, name=name)))
+            self._add(node, total, argument, name)
+            total = name
+
+    def _float(self, argument: Any) -> npt.NDArray[Any]:
+        value: npt.NDArray[Any] = self.values[argument] if isinstance(argument, str) else argument
+        return value
+
+    def _add(self, node: FloatNode, first: Any, second: Any, name: str) -> None:
+        wanted = self.info(name)
+        operands = [self.operand(v, f"{node.name}_{i}", wanted.format) for i, v in enumerate((first, second))]
+        a, b = (self.tensors[t] for t in operands)
         plan = AddPlan(
-            accumulator,
+            self.adder(wanted.format),
             a.format,
             b.format,
             wanted.format,
@@ -689,98 +742,126 @@ class _Lowering:
             b.offset,
             wanted.offset,
             0,
-            datapath.underflow,
+            self.underflow,
         )
-        x, y = (self.values[n][: self.options.sample].astype(np.float64) for n in node.inputs)
-        plan = placement.place_add(plan, x, y, self.options.headroom)
-        output = self.unique(f"{node.output}_words")
-        self.emit(g.Add(self.unique(node.name), tuple(operands), output, plan), wanted)
+        plan = placement.place_add(plan, self.sampled(first), self.sampled(second), self.options.headroom)
+        output = self.output_name(name)
+        self.emit(g.Add(self.unique(node.name), (operands[0], operands[1]), output, plan), wanted)
+        self.finish(name, output, wanted)
+
+    def lower_mul(self, node: FloatNode) -> None:
+        wanted = self.info(node.output)
+        operands = [self.operand(v, f"{node.name}_{i}", wanted.format) for i, v in enumerate(node.arguments)]
+        a, b = (self.tensors[t] for t in operands)
+        plan = MultiplyPlan(a.format, b.format, wanted.format, a.offset, b.offset, wanted.offset, self.underflow)
+        output = self.output_name(node.output)
+        self.emit(g.Multiply(self.unique(node.name), (operands[0], operands[1]), output, plan), wanted)
         self.finish(node.output, output, wanted)
 
-    def lower_concat(self, node: _FloatNode) -> None:
+    # windows and places
+
+    def lower_concat(self, node: FloatNode) -> None:
         wanted = self.info(node.output)
-        axis = int(node.attributes.get("axis", 1))
-        if axis == 0:
-            raise UnsupportedError(f"Concat {node.name!r} joins along the batch axis")
-        tensors = tuple(self.at(self.alias[n], wanted, n) for n in node.inputs)
-        output = self.unique(f"{node.output}_words")
+        axis = int(node.attributes["axis"])
+        if axis in self.net.batch_axes(node.output):
+            raise NotOnWordsError("it joins along the batch axis")
+        if any(not isinstance(a, str) for a in node.arguments):
+            raise NotOnWordsError("it joins constants without a batch axis")
+        tensors = tuple(self.at(self.words_of(n), wanted, n) for n in node.inputs)
+        output = self.output_name(node.output)
         self.emit(g.Concat(self.unique(node.name), tensors, output, axis), wanted)
         self.alias[node.output] = output
 
-    def lower_averagepool(self, node: _FloatNode) -> None:
+    def lower_averagepool(self, node: FloatNode) -> None:
         assert node.window is not None
         include = bool(node.attributes.get("count_include_pad", 0))
         self._average(node, node.inputs[0], node.window, include, node.output)
 
-    def lower_globalaveragepool(self, node: _FloatNode) -> None:
-        spatial = self.values[node.inputs[0]].shape[2:]
-        self._average(node, node.inputs[0], Window(spatial), False, node.output)
-
-    def lower_reducemean(self, node: _FloatNode) -> None:
-        shape = self.values[node.inputs[0]].shape
-        axes = sorted(a % len(shape) for a in node.attributes.get("axes", range(len(shape))))
-        if axes != list(range(2, len(shape))):
-            raise UnsupportedError(f"ReduceMean {node.name!r} over axes {axes}: only all spatial axes have an LNS form")
-        self._average(node, node.inputs[0], Window(shape[2:]), False, node.output)
-
-    def _average(self, node: _FloatNode, source: str, window: Window, include: bool, name: str) -> None:
+    def _average(self, node: FloatNode, source: str, window: Window, include: bool, name: str) -> None:
         wanted = self.info(name)
-        tensor = self.alias[source]
-        if self.tensors[tensor].format.gamma != wanted.format.gamma:
-            tensor = self.at(tensor, self._calibrated(source, wanted.format), source)
+        tensor = self.operand(source, source, wanted.format)
         have = self.tensors[tensor]
-        datapath = self.options.datapath
-        accumulator = (
-            datapath.with_formats(datapath.weight, wanted.format).add
-            if (wanted.format != datapath.output)
-            else datapath.add
+        plan = PoolPlan(
+            self.adder(wanted.format), have.format, wanted.format, have.offset, wanted.offset, 0, self.underflow
         )
-        plan = PoolPlan(accumulator, have.format, wanted.format, have.offset, wanted.offset, 0, datapath.underflow)
-        sample = self.values[source][: self.options.sample].astype(np.float64)
+        sample = self.sampled(source)
         view = reference.windows(sample, window)
         flat = view.reshape(*view.shape[: 2 + len(window.kernel)], -1)
         plan = placement.place_pool(plan, flat, self.options.headroom)
-        output = self.unique(f"{name}_words")
+        output = self.output_name(name)
         self.emit(
             g.AveragePool(self.unique(node.name), (tensor,), output, plan, window, include, sample.shape[2:]), wanted
         )
-        shape = self.values[name].shape
-        if len(shape) != self.words[output].ndim:
-            flat_name = self.unique(f"{name}_flat")
-            self.emit(g.Reshape(self.unique(f"{node.name}_shape"), (output,), flat_name, (-1, *shape[1:])), wanted)
-            output = flat_name
         self.finish(name, output, wanted)
 
-    def lower_preserving(self, node: _FloatNode) -> None:
-        source = self.alias[node.inputs[0]]
+    def lower_preserving(self, node: FloatNode) -> None:
+        source = self.words_of(node.inputs[0])
         info = self.tensors[source]
-        if node.op in ("Identity", "Dropout"):
+        if node.op == "Identity":
             self.alias[node.output] = source
             return
-        name, output = self.unique(node.name), self.unique(f"{node.output}_words")
-        lowered: g.Node
-        if node.op == "Relu":
-            lowered = g.Relu(name, (source,), output, info.format)
-        elif node.op == "Clip":
-            lowered = self._clip(node, name, source, output, info)
-        elif node.op == "MaxPool":
-            assert node.window is not None
-            lowered = g.MaxPool(name, (source,), output, info.format, node.window)
-        elif node.op == "Transpose":
-            rank = self.values[node.inputs[0]].ndim
-            order = tuple(node.attributes.get("perm", range(rank - 1, -1, -1)))
-            if order[:1] != (0,):
-                raise UnsupportedError(f"Transpose {node.name!r} moves the batch axis")
-            lowered = g.Transpose(name, (source,), output, order)
-        else:
-            lowered = g.Reshape(name, (source,), output, (-1, *self.values[node.output].shape[1:]))
+        if node.op == "Take":
+            if not node.steps:
+                self.alias[node.output] = source
+                return
+            for axis, places in node.steps[:-1]:
+                source = self._take(node, source, axis, places)
+        lowered = self._preserved(node, source, info)
         self.emit(lowered, info)
-        self.alias[node.output] = output
+        self.alias[node.output] = lowered.output
 
-    def _clip(self, node: _FloatNode, name: str, source: str, output: str, info: g.TensorInfo) -> g.Node:
-        low, high = node.attributes.get("min", -np.inf), node.attributes.get("max", np.inf)
-        bounds = encode(np.array([low, high]), info.format, info.offset, negative="clip", name=node.name)
-        return g.Clip(name, (source,), output, info.format, int(bounds[0]), int(bounds[1]))
+    def _preserved(self, node: FloatNode, source: str, info: g.TensorInfo) -> g.Node:
+        if node.op == "Reshape":
+            shape = self.net.open_shape(node.output)
+        name, output = self.unique(node.name), self.output_name(node.output)
+        if node.op == "Take":
+            axis, places = node.steps[-1]
+            return g.Take(name, (source,), output, axis, tuple(int(i) for i in places))
+        if node.op == "Pad":
+            return g.Pad(name, (source,), output, node.pads)
+        if node.op == "Relu":
+            return g.Relu(name, (source,), output, info.format)
+        if node.op == "Clip":
+            low, high = node.attributes.get("min", -np.inf), node.attributes.get("max", np.inf)
+            bounds = encode(np.array([low, high]), info.format, info.offset, negative="clip", name=node.name)
+            return g.Clip(name, (source,), output, info.format, int(bounds[0]), int(bounds[1]))
+        if node.op == "MaxPool":
+            assert node.window is not None
+            return g.MaxPool(name, (source,), output, info.format, node.window)
+        if node.op == "Transpose":
+            return g.Transpose(name, (source,), output, tuple(node.attributes["perm"]))
+        return g.Reshape(name, (source,), output, shape)
+
+
+def _scalars(kind: str, attributes: dict[str, Any], arguments: list[Any]) -> tuple[str, dict[str, Any], list[Any]]:
+    """An operation of one number with its constants as scalars, so that they fit numbers of any shape."""
+    made = [np.reshape(a, ()) if isinstance(a, np.ndarray) and kind != "PRelu" else a for a in arguments]
+    if kind == "PRelu":
+        made[1] = np.reshape(arguments[1], (1,))
+    return kind, attributes, made
+
+
+def _macs(node: g.Float, inputs: list[npt.NDArray[Any]], output: npt.NDArray[Any]) -> int:
+    """Multiply-accumulate operations of an operation in float."""
+    shapes = [inputs[a].shape if isinstance(a, int) else np.shape(a) for a in node.arguments if a is not None]
+    if node.kind == "Conv":
+        return int(output.size) * int(np.prod(shapes[1][1:]))
+    if node.kind == "ConvTranspose":
+        return int(np.prod(shapes[0])) * int(np.prod(shapes[1][1:]))
+    if node.kind == "Gemm":
+        return int(output.size) * int(shapes[0][0 if node.attributes.get("transA") else 1])
+    if node.kind == "MatMul":
+        return int(output.size) * int(shapes[0][-1])
+    # Einsum: every combination of its letters
+    terms = str(node.attributes["equation"]).replace(" ", "").split("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, shapes, strict=False):
+        letters = term.replace("...", "." * (len(shape) - len(term) + 3))
+        # axes that dots stand for are counted from the end
+        for i, (letter, size) in enumerate(zip(letters, shape, strict=False)):
+            key = f".{i - letters.rindex('.')}" if letter == "." else letter
+            sizes[key] = max(sizes.get(key, 1), int(size))
+    return int(np.prod(list(sizes.values())))
 
 
 def layer_name(weight: str, node: str) -> str:

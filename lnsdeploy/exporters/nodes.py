@@ -5,12 +5,12 @@ The tables that a node takes as inputs follow from its plan alone; equal tables 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from lnsdeploy.datapath import Datapath, LinearAccumulator, LogAccumulator
 from lnsdeploy.emulator import graph as g
@@ -147,6 +147,8 @@ def model_of(graph: g.LNSGraph, metadata: Mapping[str, str], *, pack: bool = Tru
         UnsupportedError: a format, table or accumulator has no ONNX form.
     """
     pool = _Pool()
+    for name, words in graph.constants.items():
+        pool.tensors.append(numpy_helper.from_array(np.ascontiguousarray(words), name))
     nodes = [_encode_node(graph, pool)]
     nodes += [_node(node, graph, pool) for node in graph.nodes]
     nodes.append(_decode_node(graph, pool))
@@ -163,7 +165,12 @@ def model_of(graph: g.LNSGraph, metadata: Mapping[str, str], *, pack: bool = Tru
         # a custom operator's result has the type that the model states
         value_info=[
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(graph.tensors[name].format.dtype), None)
-            for name in (graph.encoded, *(node.output for node in graph.nodes))
+            for name in (graph.encoded, *(node.output for node in graph.nodes if node.makes_words))
+        ]
+        + [
+            helper.make_tensor_value_info(node.output, TensorProto.FLOAT, None)
+            for node in graph.nodes
+            if isinstance(node, g.Decode)
         ],
     )
     used = {node.op_type for node in nodes if node.domain == DOMAIN}
@@ -238,21 +245,31 @@ def _make(op: str, name: str, inputs: list[str], output: str, attributes: Mappin
     return helper.make_node(op, inputs, [output], name=name, domain=DOMAIN, **attributes)
 
 
+def ends(graph: g.LNSGraph) -> tuple[str, str]:
+    """The names of the nodes that encode the input and decode the output."""
+    return f"{graph.encoded}.encode", f"{graph.output}.decode"
+
+
 def _encode_node(graph: g.LNSGraph, pool: _Pool) -> NodeProto:
     info = graph.tensors[graph.encoded]
-    name = f"{graph.encoded}.encode"
-    attributes = _output_attributes(info.format, graph.underflow)
+    return _encoding(ends(graph)[0], graph.input, graph.encoded, info, graph.underflow, pool)
+
+
+def _encoding(name: str, source: str, output: str, info: g.TensorInfo, underflow: str, pool: _Pool) -> NodeProto:
+    attributes = _output_attributes(info.format, underflow)
     attributes.pop("underflow")
-    thresholds = pool.add(f"{name}.thresholds", encode_thresholds(info.format, info.offset, graph.underflow))
-    return _make("Encode", name, [graph.input, thresholds], graph.encoded, attributes)
+    thresholds = pool.add(f"{name}.thresholds", encode_thresholds(info.format, info.offset, underflow))
+    return _make("Encode", name, [source, thresholds], output, attributes)
 
 
 def _decode_node(graph: g.LNSGraph, pool: _Pool) -> NodeProto:
-    info = graph.tensors[graph.words_output]
+    return _decoding(ends(graph)[1], graph.words_output, graph.output, graph.tensors[graph.words_output], pool)
+
+
+def _decoding(name: str, source: str, output: str, info: g.TensorInfo, pool: _Pool) -> NodeProto:
     _format_attributes("", info.format)
-    name = f"{graph.output}.decode"
     table = pool.add(f"{name}.table", decode_values(info.format, info.offset))
-    return _make("Decode", name, [graph.words_output, table], graph.output, {})
+    return _make("Decode", name, [source, table], output, {})
 
 
 def _node(node: g.Node, graph: g.LNSGraph, pool: _Pool) -> NodeProto:
@@ -271,6 +288,39 @@ def _node(node: g.Node, graph: g.LNSGraph, pool: _Pool) -> NodeProto:
         if isinstance(node, g.Conv):
             attributes |= {**_window_attributes(node.window), "group": node.groups}
         return with_tables(("Linear" if linear else "Log") + node.op, arrays, attributes)
+    if isinstance(node, g.MatMul):
+        plan = node.plan
+        if plan.datapath.is_linear:
+            arrays = linear_tables(plan, 1, None)
+        else:
+            arrays = log_tables(plan, 1, None)
+        del arrays["bias"]
+        attributes = _dot_attributes(plan) | {"code_shift": int(arrays.pop("code_shift")[0])}
+        return with_tables("LinearMatMul" if plan.datapath.is_linear else "LogMatMul", arrays, attributes)
+    if isinstance(node, g.Multiply):
+        times = node.plan
+        attributes = {
+            **_format_attributes("a", times.a),
+            **_format_attributes("b", times.b),
+            "code_shift": times.code_shift,
+            **_output_attributes(times.output, times.underflow),
+        }
+        return _make("Multiply", node.name, inputs, node.output, attributes)
+    if isinstance(node, g.Lookup):
+        return with_tables("Lookup", {"table": node.table}, {})
+    if isinstance(node, g.Take):
+        places = pool.add(f"{node.name}.indices", np.array(node.indices, dtype=np.int64))
+        return helper.make_node("Gather", [*inputs, places], [node.output], name=node.name, axis=node.axis)
+    if isinstance(node, g.Pad):
+        return _make("Pad", node.name, inputs, node.output, {"pads": list(node.pads)})
+    if isinstance(node, g.Broadcast):
+        return _make("Broadcast", node.name, inputs, node.output, {})
+    if isinstance(node, g.Decode):
+        return _decoding(node.name, inputs[0], node.output, node.source, pool)
+    if isinstance(node, g.Encode):
+        return _encoding(node.name, inputs[0], node.output, node.result, node.underflow, pool)
+    if isinstance(node, g.Float):
+        return _float(node, pool)
     if isinstance(node, (g.Relu, g.MaxPool, g.Clip)):
         attributes = {**_format_attributes("", node.format)}
         if isinstance(node, g.MaxPool):
@@ -331,6 +381,18 @@ def _node(node: g.Node, graph: g.LNSGraph, pool: _Pool) -> NodeProto:
     raise UnsupportedError(f"node {node.name!r} ({type(node).__name__}) has no ONNX form")
 
 
+def _float(node: g.Float, pool: _Pool) -> NodeProto:
+    names = []
+    for i, argument in enumerate(node.arguments):
+        if argument is None:
+            names.append("")
+        elif isinstance(argument, int):
+            names.append(node.inputs[argument])
+        else:
+            names.append(pool.add(f"{node.name}.{i}", argument))
+    return helper.make_node(node.kind, names, [node.output], name=node.name, **node.attributes)
+
+
 def _ordered(word: int, fmt: LNSFormat) -> int:
     code = word & fmt.max_code
     return -code if word & fmt.sign_bit else code
@@ -358,15 +420,22 @@ def node_of(
     plan: Mapping[str, Any],
     tensors: Mapping[str, g.TensorInfo],
     datapaths: Mapping[str, Datapath],
+    constants: Iterable[str] = (),
 ) -> g.Node:
     """The node of a net from its ONNX form and its plan.
+
+    Args:
+        constants: names of the net's own tensors of words.
 
     Raises:
         LNSError, KeyError, ValueError, TypeError: it is not one that :func:`model_of` makes.
     """
     attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
     name, output, op = proto.name, proto.output[0], proto.op_type
-    inputs = tuple(i for i in proto.input if i not in arrays)
+    own = set(constants)
+    inputs = tuple(i for i in proto.input if i and (i not in arrays or i in own))
+    if "float" in plan:
+        return _float_of(proto, arrays, str(plan["float"]))
     if not name or not inputs:
         raise BadFileError(f"a node {op} without name or inputs")
     given = list(proto.input)
@@ -383,6 +452,25 @@ def node_of(
         return g.Conv(
             name, inputs, output, words, bias, made, _window(attributes, words.ndim - 2), int(attributes["group"])
         )
+    if op in ("LinearMatMul", "LogMatMul"):
+        return g.MatMul(name, inputs, output, g.dot_plan_from_dict(plan, datapaths))
+    if proto.domain == DOMAIN and op == "Multiply":
+        return g.Multiply(name, inputs, output, g.multiply_plan_from_dict(plan))
+    if proto.domain == DOMAIN and op == "Lookup":
+        return _lookup_of(proto, arrays, str(plan["function"]), tensors)
+    if proto.domain == DOMAIN and op == "Pad":
+        return g.Pad(name, inputs, output, tuple(int(n) for n in attributes["pads"]))
+    if proto.domain == DOMAIN and op == "Broadcast":
+        return g.Broadcast(name, inputs, output)
+    if proto.domain == DOMAIN and op == "Decode":
+        return g.Decode(name, inputs, output, tensors[inputs[0]])
+    if proto.domain == DOMAIN and op == "Encode":
+        return g.Encode(name, inputs, output, tensors[output], str(plan["underflow"]))
+    if proto.domain == "" and op == "Gather":
+        places = arrays[given[1]]
+        if places.ndim != 1 or places.dtype != np.int64:
+            raise BadFileError(f"the places that {name!r} takes are a list of integers, not {places.dtype}")
+        return g.Take(name, inputs, output, int(attributes["axis"]), tuple(int(n) for n in places))
     if proto.domain == DOMAIN and op in ("Relu", "Clip", "MaxPool"):
         fmt = tensors[output].format
         if op == "Relu":
@@ -407,3 +495,63 @@ def node_of(
     if proto.domain == "" and op == "Concat":
         return g.Concat(name, inputs, output, int(attributes["axis"]))
     raise UnsupportedError(f"node {name!r}: operator {proto.domain}.{op} is not one that lnsdeploy writes")
+
+
+def _lookup_of(
+    proto: NodeProto, arrays: Mapping[str, npt.NDArray[Any]], function: str, tensors: Mapping[str, g.TensorInfo]
+) -> g.Lookup:
+    table, (source, output) = arrays[proto.input[1]], (proto.input[0], proto.output[0])
+    have, made = tensors[source], tensors[output]
+    if table.shape != (1 << have.format.bits,):
+        raise BadFileError(
+            f"the table of {proto.name!r} has the shape {table.shape}, not one word for each of its input"
+        )
+    made.format.check(table, f"table of {proto.name!r}")
+    return g.Lookup(proto.name, (source,), output, table, have, made, function)
+
+
+def _float_of(proto: NodeProto, arrays: Mapping[str, npt.NDArray[Any]], reason: str) -> g.Float:
+    from lnsdeploy.emulator.floats import OPERATORS
+
+    if proto.domain != "" or proto.op_type not in OPERATORS or len(proto.output) != 1:
+        raise BadFileError(f"node {proto.name!r}: {proto.domain or 'ai.onnx'}.{proto.op_type} is no operation in float")
+    inputs: list[str] = []
+    arguments: list[Any] = []
+    for name in proto.input:
+        if not name:
+            arguments.append(None)
+        elif name in arrays:
+            arguments.append(arrays[name])
+        else:
+            if name not in inputs:
+                inputs.append(name)
+            arguments.append(inputs.index(name))
+    if not inputs or not proto.name:
+        raise BadFileError(f"a node {proto.op_type} without name or inputs")
+    return g.Float(
+        proto.name, tuple(inputs), proto.output[0], proto.op_type, plain_attributes(proto), tuple(arguments), reason
+    )
+
+
+def plain_attributes(proto: NodeProto) -> dict[str, Any]:
+    """The attributes of an operation in float.
+
+    Raises:
+        UnsupportedError: one is a tensor, a graph or a type.
+    """
+    found = {}
+    for attribute in proto.attribute:
+        if attribute.type not in _PLAIN:
+            raise UnsupportedError(f"{proto.op_type} {proto.name!r}: attribute {attribute.name!r} is not plain data")
+        found[attribute.name] = helper.get_attribute_value(attribute)
+    return found
+
+
+_PLAIN = (
+    AttributeProto.INT,
+    AttributeProto.FLOAT,
+    AttributeProto.STRING,
+    AttributeProto.INTS,
+    AttributeProto.FLOATS,
+    AttributeProto.STRINGS,
+)

@@ -16,13 +16,18 @@ import numpy.typing as npt
 
 from lnsdeploy import tables
 from lnsdeploy.datapath import LogAccumulator
-from lnsdeploy.emulator import reference
+from lnsdeploy.emulator import native, reference
 from lnsdeploy.emulator.place import acc_offset_for, lsb_for
 from lnsdeploy.emulator.plan import AddPlan, DotPlan, Ints, PoolPlan, Window
-from lnsdeploy.formats import Words, decode
+from lnsdeploy.formats import LNSFormat, Words
 
 # Sums are followed term by term over at most this many (rows × channels × bins).
 _SAMPLE = 1 << 18
+# And over as many products in all, but for a few rows that are always followed.
+_WORK = 1 << 26
+_ROWS = 16
+# Of products of two tensors, as many are followed.
+_SLICES = 16
 
 
 def place_dot(
@@ -43,13 +48,13 @@ def place_dot(
     units = np.exp2(shift / plan.gamma)
     real_bias = np.zeros(channels) if bias is None else np.asarray(bias, dtype=np.float64)
     if plan.datapath.is_linear:
-        largest = _largest_linear(plan, x, w, real_bias / units)
+        largest = float(_largest(plan, x, w, real_bias / units).max(initial=0.0))
         plan = replace(plan, lsb=lsb_for(largest, plan.datapath.linear, plan.gamma, headroom))
         if bias is None:
             return plan, None
         return plan, bias_at(plan, real_bias, plan.lsb)
     accumulator = plan.datapath.log
-    peaks = _largest_log(plan, x, w, real_bias)
+    peaks = _largest(plan, x, w, real_bias / units) * units
     top = float(peaks.max()) if peaks.size else 0.0
     # a channel that the sample never reached takes the place of the widest
     peaks = np.where(peaks > 0, peaks, top if top > 0 else 1.0)
@@ -64,6 +69,22 @@ def place_dot(
         ],
         dtype=np.int64,
     )
+
+
+def place_matmul(plan: DotPlan, a: Words, b: Words, headroom: float) -> DotPlan:
+    """As :func:`place_dot`, for products of two tensors: one λ or o_acc for all (spec 7.2).
+
+    Args:
+        a: words [..., M, K]; b: words [..., K, N].
+    """
+    x, w = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
+    some = sorted({int(i) for i in np.linspace(0, max(len(x) - 1, 0), min(len(x), _SLICES))})
+    placed = [place_dot(plan, x[i], np.ascontiguousarray(w[i].T), None, headroom)[0] for i in some]
+    if not placed:
+        return plan
+    if plan.datapath.is_linear:
+        return replace(plan, lsb=max(p.lsb for p in placed))
+    return replace(plan, acc_offset=max(int(np.max(p.acc_offset)) for p in placed))
 
 
 def place_convolution(
@@ -120,51 +141,55 @@ def _rounded(value: Fraction, shift: int, gamma: int, lsb: int) -> int:
     return math.floor(exact + Fraction(1, 2))
 
 
-def _sample_rows(rows: int, width: int) -> npt.NDArray[np.intp]:
-    count = min(rows, max(_SAMPLE // max(width, 1), 16))
+def _sample_rows(rows: int, width: int, depth: int) -> npt.NDArray[np.intp]:
+    count = min(rows, max(min(_SAMPLE // max(width, 1), _WORK // max(width * depth, 1)), _ROWS))
     return np.unique(np.linspace(0, max(rows - 1, 0), count).astype(np.intp)) if rows else np.zeros(0, np.intp)
 
 
-def _largest_linear(plan: DotPlan, x: Words, w: Words, bias: npt.NDArray[np.float64]) -> float:
-    """The largest magnitude that a partial sum (of any bin) takes, in units of each channel's 2^(S/γ)."""
-    accumulator = plan.datapath.linear
-    bins, f = accumulator.bins, plan.gamma.bit_length() - 1
-    some = x[_sample_rows(x.shape[0], bins * w.shape[0])]
-    a, a_signs = plan.activation.split(some)
-    b, b_signs = plan.weight.split(w)
-    a, b = a * plan.widen_activation, b * plan.widen_weight
+def _largest(plan: DotPlan, x: Words, w: Words, start: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The largest magnitude of each channel's partial sums (of any bin), in units of its 2^(S/γ): float64 [N].
+
+    Args:
+        start: initial sums in these units [N].
+    """
+    bins = plan.datapath.linear.bins if plan.datapath.is_linear else 1
+    some = x[_sample_rows(x.shape[0], bins * w.shape[0], w.shape[1])]
+    a, b = _signed(plan.activation, some, plan.widen_activation), _signed(plan.weight, w, plan.widen_weight).T
+    values, bins_of = _values(plan)
+    if native.unavailable() is None:
+        return native.largest_sums(a, b, values, bins_of, start)
+    sums = np.zeros((bins, a.shape[0], b.shape[1]))
+    sums[0] += start
+    peak = np.abs(start)
+    for k in range(a.shape[1]):
+        u, v = a[:, k, None], b[None, k]
+        codes = np.abs(u) + np.abs(v)
+        term = np.sign(u) * np.sign(v) * values[codes]
+        sums += term if bins_of is None else np.where(bins_of[codes] == np.arange(bins)[:, None, None], term, 0.0)
+        np.maximum(peak, np.abs(sums).max(axis=(0, 1), initial=0.0), out=peak)
+    return peak
+
+
+def _signed(fmt: LNSFormat, words: Words, widen: int) -> npt.NDArray[np.int32]:
+    """Widened codes with the sign of their value."""
+    codes, signs = fmt.split(words)
+    return (np.where(signs, -codes, codes) * widen).astype(np.int32)
+
+
+def _values(plan: DotPlan) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8] | None]:
+    """What a product adds by the sum of its codes, and to which of several bins (spec 4.1, 4.2)."""
     p = np.arange(plan.max_product_code + 1)
+    if not plan.datapath.is_linear:
+        return np.exp2(p / plan.gamma), None
+    accumulator = plan.datapath.linear
+    f = plan.gamma.bit_length() - 1
     low_bits = f - accumulator.table_bits
     r = p & (plan.gamma - 1)
-    value = np.exp2((r >> low_bits << low_bits) / plan.gamma) * (1 + (r & ((1 << low_bits) - 1)) / plan.gamma)
-    if accumulator.conversion == "bin":
-        value = 1 + (r & ((1 << low_bits) - 1)) / plan.gamma
+    value = 1 + (r & ((1 << low_bits) - 1)) / plan.gamma
+    if accumulator.conversion != "bin":
+        value = value * np.exp2((r >> low_bits << low_bits) / plan.gamma)
     value = value * np.exp2(p >> f)
-    bin_of = r >> low_bits if bins > 1 else np.zeros_like(r)
-    by_bin = np.where(bin_of == np.arange(bins)[:, None], value, 0.0)
-    acc = np.zeros((bins, a.shape[0], b.shape[0]))
-    acc[0] += bias
-    largest = float(np.abs(acc).max(initial=0.0))
-    for k in range(a.shape[1]):
-        u, v = a[:, k, None], b[None, :, k]
-        sign = np.where(a_signs[:, k, None] != b_signs[None, :, k], -1.0, 1.0)
-        sign[np.broadcast_to((u == 0) | (v == 0), sign.shape)] = 0.0
-        acc += by_bin[:, u + v] * sign
-        largest = max(largest, float(acc.max(initial=0.0)), -float(acc.min(initial=0.0)))
-    return largest
-
-
-def _largest_log(plan: DotPlan, x: Words, w: Words, bias: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The largest magnitude of a partial sum of each output channel."""
-    some = x[_sample_rows(x.shape[0], w.shape[0])]
-    a = decode(some, plan.activation, plan.input_offset, np.float64)
-    b = decode(w, plan.weight, plan.weight_offset, np.float64, axis=0 if np.ndim(plan.weight_offset) else None)
-    acc = np.broadcast_to(bias, (a.shape[0], b.shape[0])).copy()
-    largest = np.abs(bias)
-    for k in range(a.shape[1]):
-        acc += a[:, k, None] * b[None, :, k]
-        np.maximum(largest, np.abs(acc).max(axis=0, initial=0.0), out=largest)
-    return np.asarray(largest, dtype=np.float64)
+    return value, (r >> low_bits).astype(np.uint8) if accumulator.bins > 1 else None
 
 
 def _log_word(value: Fraction, offset: int, gamma: int, accumulator: LogAccumulator) -> int:
