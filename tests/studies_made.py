@@ -20,7 +20,7 @@ def _interval(share, count=360):
     return [max(0.0, middle - half), min(1.0, middle + half)]
 
 
-def make_study(nets=("mlp", "cnn"), seed=3):
+def make_study(nets=("mlp", "cnn"), widths=range(3, 9), seed=3):
     """Two nets, LNS points over widths, accumulation and Δ methods, every baseline, a pruned and a failed point."""
     rng = random.Random(seed)
     points = []
@@ -69,7 +69,7 @@ def make_study(nets=("mlp", "cnn"), seed=3):
                 else [{"name": n, "sqnr_db": 33 - 3 * loss - 2 * i} for i, n in enumerate(LAYERS[net])],
                 command=f"lnsdeploy study study.toml --only {label.replace(' ', '-')} --net {net}",
             )
-        for bits in range(3, 9):
+        for bits in widths:
             gamma = 2 ** max(bits - 5, 0)
             for accumulate, method in (
                 ("linear", "none"),
@@ -104,7 +104,8 @@ def make_study(nets=("mlp", "cnn"), seed=3):
                         },
                         format=f"{bits}:{gamma}",
                         datapath=name,
-                        datapath_toml=f'name = "{name}"\nweight = "{bits}:{gamma}"\n\n[accumulate]\nkind = "{accumulate}"\n',
+                        datapath_toml=f'name = "{name}"\nweight = "{bits}:{gamma}"\n\n[accumulate]\n'
+                        f'kind = "{accumulate}"\n',
                         fingerprint=f"{random.Random(name).getrandbits(64):016x}",
                         values={
                             "accuracy": share,

@@ -11,7 +11,6 @@ import math
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -26,6 +25,7 @@ pytest.importorskip("matplotlib", reason="the report extra is not installed")
 
 from lnsdeploy.errors import BadFileError, BadValueError, LNSError
 from lnsdeploy.studies import page
+from tests.browser import browse, needs_chromium
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp; "q" \'s\' $x_1^$ %{y} \u2028'
 
@@ -652,36 +652,6 @@ def test_numpy_values_paths_and_surrogates_are_taken(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------- browser
-
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
-
-
-def browse(path, folder):
-    """The page's document after its scripts have run, and what they wrote on the console."""
-    command = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={folder / 'profile'}",
-        "--window-size=1280,1600",
-        "--virtual-time-budget=10000",
-        "--enable-logging=stderr",
-        "--dump-dom",
-        path.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=True)
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return done.stdout, console
 
 
 @needs_chromium

@@ -200,8 +200,8 @@ def normalise(results: Mapping[str, Any]) -> dict[str, Any]:
             - ``constraints``: texts, or mappings;
             - ``points``: of ``id`` (int, once each), ``kind`` (of :data:`KINDS`), ``label``, ``state`` (of
               :data:`STATES`), ``reason``, ``net``, ``parameters`` (flat), ``format`` (``"8:8"``), ``datapath``,
-              ``datapath_toml``, ``fingerprint``, ``values`` and ``ranges`` (by metric; accuracy is a share), ``breakdown``
-              (transistors by part), ``layers`` (``name``, ``sqnr_db``), ``command``, ``pareto``;
+              ``datapath_toml``, ``fingerprint``, ``values`` and ``ranges`` (by metric; accuracy is a share),
+              ``breakdown`` (transistors by part), ``layers`` (``name``, ``sqnr_db``), ``command``, ``pareto``;
             - ``delta_tables``: of ``label`` and equally long ``d``, ``approximation``, ``exact``, ``ulp``;
             - ``histograms``: of ``layer``, ``kind``, ``codes``, ``counts``.
 
@@ -488,7 +488,8 @@ def _claims(results: Mapping[str, Any], view: Mapping[str, Any]) -> list[dict[st
             claim = f"{held['label']} holds float32’s accuracy with {_value(held['values'][cost], cost)} {title}."
             detail = (
                 f"It reaches {_percent(held['values']['accuracy'])}, {_points(loss)} pp against float32’s "
-                f"{_percent(reference['values']['accuracy'])}: of the LNS points within {HOLDS:g} pp, the one with the fewest {title}."
+                f"{_percent(reference['values']['accuracy'])}: of the LNS points within {HOLDS:g} pp, "
+                f"the one with the fewest {title}."
             )
             if "accuracy" in held["ranges"] and "accuracy" in reference["ranges"]:
                 low, high = held["ranges"]["accuracy"]
@@ -961,7 +962,8 @@ def write_page(results: Mapping[str, Any], folder: str | Path) -> dict[str, Path
         folder: made if it is missing.
 
     Returns:
-        The path of each file by its name: ``study.html``, ``study.json``, four CSV tables, and each chart as PNG and SVG.
+        The path of each file by its name: ``study.html``, ``study.json``, four CSV tables,
+        and each chart as PNG and SVG.
 
     Raises:
         BadValueError: as :func:`normalise`.

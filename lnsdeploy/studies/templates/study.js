@@ -132,6 +132,40 @@
     const room = 0.07 * (high - low) || (log ? 0.1 : Math.max(Math.abs(high) * 0.05, 0.5));
     return [low - room, high + 1.4 * room];
   }
+  // Of a logarithmic axis: 1, 2 and 5 of each decade, or only 1 where there are many.
+  function ticks(list, name, log) {
+    if (!log || !list.length) return { nticks: 9 };
+    const values = list.map((point) => point.values[name]);
+    const low = Math.min.apply(null, values), high = Math.max.apply(null, values);
+    const many = Math.log10(high / low) > 3.2;
+    const at = [];
+    for (let power = Math.floor(Math.log10(low)) - 1; power <= Math.ceil(Math.log10(high)); power += 1) {
+      (many ? [1] : [1, 2, 5]).forEach((digit) => at.push(digit * Math.pow(10, power)));
+    }
+    const text = (value) => (value >= 1e6 ? value / 1e6 + " M" : value >= 1e3 ? (value / 1e3).toLocaleString("en") + " k" : String(Number(value.toPrecision(3))));
+    return { tickvals: at, ticktext: at.map(text) };
+  }
+  // Where each baseline's name stands, so that names of near ones do not lie on each other.
+  function namePlaces(list, x, y, rangeX, rangeY, logX, logY) {
+    const at = (point, name, range, log) => {
+      const value = log ? Math.log10(point.values[name]) : scaled(point.values[name], name);
+      return range ? (value - range[0]) / (range[1] - range[0] || 1) : 0;
+    };
+    const ways = ["middle right", "top center", "bottom center", "middle left"];
+    const placed = [];
+    return list.map((point) => {
+      const here = [at(point, x, rangeX, logX), at(point, y, rangeY, logY)];
+      const beside = (sign) => list.some((other) => {
+        const far = sign * (at(other, x, rangeX, logX) - here[0]);
+        return other !== point && far >= 0 && far < 0.12 && Math.abs(at(other, y, rangeY, logY) - here[1]) < 0.03;
+      });
+      const taken = placed.filter((other) => Math.abs(other.here[0] - here[0]) < 0.17 && Math.abs(other.here[1] - here[1]) < 0.045).map((other) => other.way).concat(beside(1) ? ["middle right"] : [], beside(-1) ? ["middle left"] : []);
+      // A name at the right edge would leave the chart.
+      const way = ways.slice(here[0] > 0.86 ? 1 : 0).find((name) => !taken.includes(name)) || ways[0];
+      placed.push({ here: here, way: way });
+      return way;
+    });
+  }
   function errors(list, name, thin) {
     const ends = list.map((point) => point.ranges[name] || [point.values[name], point.values[name]]);
     return {
@@ -185,10 +219,18 @@
           traces.push(trace);
         });
       });
+      const rangeX = pad(everything.map((p) => scaled(p.values[x], x)), logX);
+      let rangeY = pad(everything.map((p) => scaled(p.values[y], y)), logY);
+      let below = 0;
+      if (near && y === "accuracy" && rangeY) {
+        const best = Math.max.apply(null, everything.map((p) => 100 * p.values.accuracy));
+        if (best - NEAR > rangeY[0]) rangeY = [best - NEAR, Math.min(best + 0.6, 100.3)];
+        below = mine.filter((p) => 100 * p.values.accuracy < rangeY[0]).length;
+      } else if (y === "accuracy" && rangeY) rangeY[1] = Math.min(rangeY[1], 102);
       if (baselines.length) {
         const trace = {
           x: baselines.map((p) => scaled(p.values[x], x)), y: baselines.map((p) => scaled(p.values[y], y)), type: "scatter", mode: "markers+text",
-          text: baselines.map((p) => plain(short(p.label, 18))), textposition: "middle right", textfont: { size: 12, color: shade.text },
+          text: baselines.map((p) => plain(short(p.label, 18))), textposition: namePlaces(baselines, x, y, rangeX, rangeY, logX, logY), textfont: { size: 12, color: shade.text },
           customdata: baselines.map((p) => p.id), cliponaxis: false,
           marker: { symbol: baselines.map((p) => BASELINES[p.kind]), size: baselines.map((p) => (selected.has(p.id) ? 17 : 12)), color: shade.card, line: { color: shade.text, width: baselines.map((p) => (selected.has(p.id) ? 3.4 : 1.7)) } },
           selected: { marker: { opacity: 1 } }, unselected: { marker: { opacity: 1 } },
@@ -204,17 +246,10 @@
         shapes.push({ type: "line", layer: "below", xref: "paper", x0: 0, x1: 1, y0: scaled(point.values[y], y), y1: scaled(point.values[y], y), line: { color: shade.text, width: 1.2, dash: "5px,4px" } });
         annotations.push({ xref: "paper", x: 1, xanchor: "right", y: at, yanchor: "bottom", showarrow: false, text: plain(short(point.label, 18)), font: { size: 12, color: shade.text } });
       });
-      let rangeY = pad(everything.map((p) => scaled(p.values[y], y)), logY);
-      let below = 0;
-      if (near && y === "accuracy" && rangeY) {
-        const best = Math.max.apply(null, everything.map((p) => 100 * p.values.accuracy));
-        if (best - NEAR > rangeY[0]) rangeY = [best - NEAR, Math.min(best + 0.6, 100.3)];
-        below = mine.filter((p) => 100 * p.values.accuracy < rangeY[0]).length;
-      } else if (y === "accuracy" && rangeY) rangeY[1] = Math.min(rangeY[1], 102);
       put(element, traces, layoutOf({
         height: 470, minwidth: 320, margin: { l: 62, r: 22, t: 36, b: 56 }, dragmode: "select", clickmode: "event", shapes: shapes, annotations: annotations,
-        xaxis: { title: { text: plain(title(x)), standoff: 10 }, type: logX ? "log" : "linear", range: pad(everything.map((p) => scaled(p.values[x], x)), logX), showline: true, nticks: 8, dtick: logX ? "D2" : undefined },
-        yaxis: { title: { text: plain(title(y)), standoff: 8 }, type: logY ? "log" : "linear", range: rangeY, nticks: 9 },
+        xaxis: { title: { text: plain(title(x)), standoff: 10 }, type: logX ? "log" : "linear", range: rangeX, showline: true, ...ticks(everything, x, logX) },
+        yaxis: { title: { text: plain(title(y)), standoff: 8 }, type: logY ? "log" : "linear", range: rangeY, ...ticks(everything, y, logY) },
       }));
       byId("front-" + number + "-note").textContent =
         (below ? below + " of " + mine.length + " points lie below this axis. " : "") +
@@ -324,15 +359,21 @@
       if (!element.data) element.textContent = "";
       const names = rowNames(rows);
       const total = rows.map((p) => view.parts.reduce((sum, part) => sum + (p.breakdown[part] || 0), 0));
+      // One bar many times longer than all others would hide what they are made of: it leaves the chart.
+      const sums = total.slice().sort((a, b) => a - b);
+      const most = sums[sums.length - 1];
+      const second = sums.length > 1 ? sums[sums.length - 2] : most;
+      const end = most > 4 * second && second > 0 ? 1.25 * second : 1.16 * (most || 1);
+      byId("cost-" + number + "-note").textContent = end < most ? "A bar that leaves the chart is longer than it is drawn; its length stands at its end." : "";
       put(element, view.parts.map((part, index) => ({
         type: "bar", orientation: "h", y: rows.map((p, i) => i), x: rows.map((p) => p.breakdown[part] || 0),
-        marker: { color: colour(index), line: { color: ink().card, width: 1 }, pattern: { shape: PATTERNS[index % 8], fgcolor: ink().card, fgopacity: 0.75, size: 6, solidity: 0.25 } },
+        marker: { color: colour(index), line: { color: ink().card, width: 1 }, pattern: { fillmode: "overlay", shape: PATTERNS[index % 8], fgcolor: ink().card, fgopacity: 0.75, size: 6, solidity: 0.25 } },
         hoverinfo: "text",
         hovertext: rows.map((p, i) => "<b>" + names[i] + "</b><br>" + plain(part) + " " + shown(p.breakdown[part] || 0) + " of " + shown(total[i]) + " transistors (" + ((100 * (p.breakdown[part] || 0)) / (total[i] || 1)).toFixed(1) + " %)"),
       })), layoutOf({
         height: 27 * rows.length + 110, minwidth: labelWidth(rows) + 260, margin: { l: 60, r: 64, t: 40, b: 52 }, barmode: "stack", bargap: 0.28,
-        annotations: total.map((sum, i) => ({ x: sum, y: i, xanchor: "left", xshift: 4, yanchor: "middle", showarrow: false, text: shown(sum), font: { size: 11.5, color: ink().text } })),
-        xaxis: { title: { text: "transistors", standoff: 8 }, rangemode: "tozero", showline: true },
+        annotations: total.map((sum, i) => ({ x: Math.min(sum, end), y: i, xanchor: "left", xshift: 4, yanchor: "middle", showarrow: false, text: (sum > end ? "▸ " : "") + shown(sum), font: { size: 11.5, color: ink().text } })),
+        xaxis: { title: { text: "transistors", standoff: 8 }, range: [0, end], showline: true },
         yaxis: { range: [rows.length - 0.5, -0.5], tickvals: rows.map((p, i) => i), ticktext: names, showgrid: false, showline: false, ticks: "", ticklabelstandoff: 6 },
       }));
     });
@@ -361,7 +402,7 @@
         labels.text.push(value === null ? "–" : value.toFixed(1).replace("-", MINUS));
         labels.colours.push(value === null ? ink().soft : onColour(CIVIDIS, (value - low) / (high - low)));
       }));
-      const columnWidth = Math.max.apply(null, [48].concat(net.layers.map((name) => 14 + 7.6 * Math.min(name.length, 18))));
+      const columnWidth = Math.max.apply(null, [48].concat(net.layers.map((name) => 12 + 6.8 * Math.min(name.length, 18))));
       put(element, [
         {
           type: "heatmap", z: z, xgap: 2, ygap: 2, colorscale: CIVIDIS, zmin: low, zmax: high, hoverinfo: "text",
