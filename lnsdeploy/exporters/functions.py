@@ -819,6 +819,7 @@ class Operator:
         inputs, outputs, attributes: its signature; never changed once published.
         make: fills a body whose inputs and outputs have the names of the signature.
         notes: what else its page says, paragraphs.
+        kernel: whether the native library and torch have it too; else its body runs beside their operators as well.
     """
 
     name: str
@@ -828,6 +829,7 @@ class Operator:
     attributes: tuple[Value, ...]
     make: Callable[[Body], None]
     notes: tuple[str, ...] = ()
+    kernel: bool = True
 
 
 _WORDS = "uint8 or uint16"
@@ -1204,6 +1206,7 @@ OPERATORS: tuple[Operator, ...] = (
         (*_OPERANDS, *_LINEAR, _CODE_SHIFT, *_OUTPUT),
         _make_linear_matmul,
         (_WORD_NOTE, *_LINEAR_NOTE),
+        kernel=False,
     ),
     Operator(
         "LogMatMul",
@@ -1213,6 +1216,7 @@ OPERATORS: tuple[Operator, ...] = (
         (*_OPERANDS, *_LOG, _CODE_SHIFT, *_OUTPUT),
         _make_log_matmul,
         (_WORD_NOTE, *_LOG_NOTE),
+        kernel=False,
     ),
     Operator("Relu", "Negative words become zero (spec 6.1).", (_X,), _y(), _FORMAT, _make_relu),
     Operator(
@@ -1305,6 +1309,7 @@ OPERATORS: tuple[Operator, ...] = (
         ),
         _make_multiply,
         ("Both operands have one γ, which is the result's.", _WORD_NOTE),
+        kernel=False,
     ),
     Operator(
         "Lookup",
@@ -1314,6 +1319,7 @@ OPERATORS: tuple[Operator, ...] = (
         (),
         _make_lookup,
         (_WORD_NOTE,),
+        kernel=False,
     ),
     Operator(
         "Pad",
@@ -1322,6 +1328,7 @@ OPERATORS: tuple[Operator, ...] = (
         _y(),
         (Value("pads", "ints [2·rank]", "Zeros before each axis, then after each; none is negative."),),
         _make_pad,
+        kernel=False,
     ),
     Operator(
         "Broadcast",
@@ -1330,6 +1337,7 @@ OPERATORS: tuple[Operator, ...] = (
         _y(" [B, ...]"),
         (),
         _make_broadcast,
+        kernel=False,
     ),
     Operator(
         "Rescale",
