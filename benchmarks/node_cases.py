@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from lnsdeploy.emulator.executor import get_executor
@@ -125,10 +126,22 @@ def _split(model: Any, inputs: Sequence[np.ndarray], names: Sequence[str]) -> An
     return model
 
 
+def _agrees(model: Any, x: np.ndarray, wanted: np.ndarray) -> bool:
+    """Whether ONNX Runtime computes in float32 what the case expects; operations in float are its own."""
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        got = session.run(None, {session.get_inputs()[0].name: x})[0]
+    except Exception:  # it has no common base class of its errors; what it cannot run is refused with a reason later
+        return True
+    return got.shape == wanted.shape and np.allclose(got, wanted, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
 def run_case(operator: str, case: Any, executor: str = "ort") -> Outcome:
     """Export a case, run it, and compare."""
     try:
         model, x, wanted = as_net(case)
+        if not _agrees(model, x, wanted):
+            return Outcome(operator, case.name, "refused", "ONNX Runtime itself gives other numbers")
         result = export(model, x, options=ExportOptions(BITS, GAMMA, sample=len(x) if x.ndim else 1), evaluation=x)
         got = result.artifact.graph.decode_output(get_executor(executor).run(result.artifact, x))
     except (UnsupportedError, BadValueError, BadFileError) as error:

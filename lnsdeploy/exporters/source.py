@@ -955,7 +955,7 @@ def _dry_run(draft: _Draft, shape: Sequence[int | None], fixed: int | None) -> N
         )
     if not np.isfinite(together).all():
         return
-    if not np.allclose(together, joined, rtol=1e-2, atol=1e-3 * float(np.abs(joined).max() or 1)):
+    if not np.allclose(together, joined, rtol=1e-2, atol=1e-3 * float(np.abs(joined).max(initial=0.0) or 1)):
         raise UnsupportedError(
             f"{draft.where}: what it makes of an input depends on the others of the batch"
             + (
