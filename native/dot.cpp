@@ -603,12 +603,14 @@ void sum_bounds(const Layer& l, const void* packed, int64_t rows, float* sums) {
 /* ---- choosing: linear -------------------------------------------------------------------------------------- */
 
 void make_linear(Layer& l, const lns_dot_desc& given, const Isa& isa) {
-  /* One bin's constant c needs no product: c·|A| reaches a threshold where |A| reaches that divided by c, rounded up. */
+  /* One bin's constant c needs no product: c·|A| reaches a threshold where |A| reaches that divided by c, rounded up.
+   */
   static constexpr int64_t one = 1;
   lns_dot_desc d = given;
   std::vector<int64_t> divided;
   if (d.bins == 1 && d.constants[0] > 1) {
     const int64_t c = d.constants[0];
+    l.raw.build(d.thresholds, d.threshold_count); /* which refuses those that are not sorted, or below 1 */
     divided.reserve(static_cast<size_t>(d.threshold_count));
     for (int64_t i = 0; i < d.threshold_count; ++i) divided.push_back((d.thresholds[i] - 1) / c + 1);
     d.thresholds = divided.data();
