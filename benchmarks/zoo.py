@@ -289,7 +289,7 @@ def markdown(rows: Sequence[dict[str, Any]], command: str, chosen: argparse.Name
     lines = [
         "# Well-known nets on words",
         "",
-        "The nine nets that the `onnx` package carries, filled with seeded random weights, and four of timm as",
+        "Nets that the `onnx` package carries, filled with seeded random weights, and nets of timm as",
         f"`torch.onnx` exports them, for pictures of {chosen.size} × {chosen.size}, lowered without training and",
         "calibrated on made-up inputs. SQNR is end to end against the float net, before a last softmax; speed that of",
         "one picture in ONNX Runtime. *Words equal*: every tensor of words, for one picture of this size between",
