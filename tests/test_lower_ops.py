@@ -21,6 +21,7 @@ from lnsdeploy.emulator.executor import availability, get_executor
 from lnsdeploy.emulator.plan import Counts, DotPlan, MultiplyPlan
 from lnsdeploy.errors import BadFileError, BadValueError, UnsupportedError
 from lnsdeploy.exporters import placement
+from lnsdeploy.exporters.export import replan
 from lnsdeploy.exporters.lower import Lowered, LowerOptions, lower, sqnr_db
 from lnsdeploy.formats import LNSFormat, decode, encode
 
@@ -465,6 +466,26 @@ def test_a_table_is_the_function_of_every_word(kind: str, bits: int) -> None:
     made = np.where(np.isnan(made), np.float32(0), made)
     wanted = encode(made, table.result.format, table.result.offset, negative="clip", name="y")
     np.testing.assert_array_equal(table.table, wanted)
+
+
+@pytest.mark.parametrize("datapath", ["mitchell-8", "gauss-8-guard"])
+def test_another_datapath_for_the_same_words(datapath: str) -> None:
+    """Products of two tensors and the net's own constants go along."""
+    nodes = [
+        node("Add", "x c", "a"),
+        node("Transpose", "a", "t", perm=[0, 2, 1]),
+        node("MatMul", "a t", "b"),
+        node("Softmax", "b", "s"),
+        node("MatMul", "s a", "y"),
+    ]
+    x = normal(4, *TOKENS)
+    made = artifact_of(lowered_for(net(nodes, {"c": normal(5, 8)}, TOKENS, 3), x, NARROW))
+    other = replan(made, datapath, x)
+    assert {n.plan.datapath.fingerprint for n in other.graph.nodes if isinstance(n, g.MatMul)} == set(
+        other.graph.datapaths
+    )
+    assert not set(other.graph.datapaths) & set(made.graph.datapaths)
+    assert_all_equal(artifacts.read_artifact(other.data, where="net"), x)
 
 
 def test_a_function_that_many_read_is_looked_up_once() -> None:

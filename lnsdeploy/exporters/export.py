@@ -256,9 +256,11 @@ def replan(
     Raises:
         BadValueError: the datapath cannot take the net's formats.
     """
+    from lnsdeploy.emulator.cpu import step_of
+
     base = load_datapath(datapath)
     graph = artifact.graph
-    env: dict[str, Words] = {graph.encoded: graph.encode_input(inputs[:sample])}
+    env: dict[str, Words] = dict(graph.constants) | {graph.encoded: graph.encode_input(inputs[:sample])}
     datapaths: dict[str, Datapath] = {}
     nodes: list[g.Node] = []
     for node in graph.nodes:
@@ -267,6 +269,12 @@ def replan(
             chosen = base.with_formats(node.plan.weight, node.plan.activation)
             chosen = datapaths.setdefault(chosen.fingerprint, chosen)
             changed = _replace_accumulator(node, chosen, env[node.inputs[0]], headroom)
+        elif isinstance(node, g.MatMul):
+            chosen = base.with_formats(node.plan.weight, node.plan.activation)
+            chosen = datapaths.setdefault(chosen.fingerprint, chosen)
+            plan = replace(node.plan, datapath=chosen, lsb=0, acc_offset=0)
+            a, b = (env[name] for name in node.inputs)
+            changed = replace(node, plan=placement.place_matmul(plan, a, b, headroom))
         elif isinstance(node, g.Add):
             x, y = (_values(graph, env, name) for name in node.inputs)
             add_plan = replace(node.plan, accumulator=base.with_formats(base.weight, node.plan.output).add)
@@ -277,7 +285,7 @@ def replan(
             pool_plan = replace(node.plan, accumulator=base.with_formats(base.weight, node.plan.output).add)
             changed = replace(node, plan=placement.place_pool(pool_plan, flat, headroom))
         nodes.append(changed)
-        env[node.output] = changed.run([env[n] for n in node.inputs], Counts())
+        env[node.output] = step_of(changed)([env[n] for n in node.inputs], Counts())
     if not datapaths:
         raise BadValueError(f"{artifact.where} has no layer to run through another datapath")
     made = replace(graph, nodes=tuple(nodes), datapaths=datapaths)
