@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from lnsdeploy import files
+
 LIGHT = (
     "bvlc_alexnet",
     "densenet121",
@@ -325,20 +327,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--markdown", type=Path, help="write the table into this file, after every row")
+    parser.add_argument("--rows", type=Path, help="keep rows in this JSON file; those that it has are not made again")
     chosen = parser.parse_args(arguments)
+    kept = {}
+    if chosen.rows and chosen.rows.exists():
+        kept = {tuple(row["of"]): row for row in json.loads(chosen.rows.read_text(encoding="utf-8"))}
     rows = []
     for name in chosen.net or [*LIGHT, *TIMM]:
         for fmt in chosen.format or (FORMATS[0], WIDE.get(name, FORMATS[1])):
-            row = measure(name, fmt, size=chosen.size, executors=chosen.executors.split(","))
+            of = (name, fmt, chosen.size, chosen.executors)
+            row = kept.get(of) or measure(name, fmt, size=chosen.size, executors=chosen.executors.split(","))
             rows.append(row)
+            if chosen.rows:
+                kept[of] = {**row, "of": list(of)}
+                files.write_json(chosen.rows, list(kept.values()))
             db = "-" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
             told = f"{row['gmacs']:7.3f} GMACs {100 * row['coverage']:5.1f} % {db:>6} dB {row['seconds']:6.1f} s"
             print(f"{name:24}{fmt:8}{told} {row['full']} {row.get('small', '')}", file=sys.stderr, flush=True)
             if chosen.markdown:
                 given = " ".join(sys.argv[1:] if arguments is None else arguments)
-                chosen.markdown.write_text(
-                    markdown(rows, f"python -m benchmarks.zoo {given}", chosen), encoding="utf-8"
-                )
+                files.write_text(chosen.markdown, markdown(rows, f"python -m benchmarks.zoo {given}", chosen))
     if chosen.json:
         print(json.dumps(rows, indent=1))
 
