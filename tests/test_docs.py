@@ -34,18 +34,6 @@ def test_python_of_the_readme_runs():
         assert done.returncode == 0, done.stderr
 
 
-def test_commands_of_the_readme_exist():
-    from lnsdeploy.cli import cli
-
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    used = re.findall(r"^lnsdeploy (\w+)(.*)$", text, flags=re.MULTILINE)
-    assert {verb for verb, _ in used} >= {"train", "export", "emulate", "verify", "report", "info"}
-    for verb, rest in used:
-        options = {option for parameter in cli.commands[verb].params for option in parameter.opts}
-        for option in re.findall(r"(?:^|\s)(-{1,2}[a-z-]+)", rest):
-            assert option in options, f"lnsdeploy {verb} has no option {option}"
-
-
 def test_lowering_page_names_every_operator():
     text = (ROOT / "docs" / "lowering.md").read_text(encoding="utf-8")
     for operator in SUPPORTED:
