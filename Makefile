@@ -58,7 +58,7 @@ study: install  ## Search datapaths for the CNNs of digits and MNIST (MNIST=DIR)
 	$(BIN)/lnsdeploy study examples/studies/$(if $(MNIST),digits-mnist,digits).toml --workers $(JOBS) --out $(STUDY) $(if $(MNIST),--data-dir $(MNIST))
 
 test: install lint  ## Lint, type checks and all tests, the native library's once more under sanitizers.
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
 	@# without a compiler there is no library to test
 	test ! -e "$$($(BIN)/python -c 'from lnsdeploy import _native; print(_native.library_path() or "none")')" || $(MAKE) sanitized
 
@@ -102,6 +102,7 @@ sanitize: $(CMAKE)  ## Build the native library with sanitizers into build/sanit
 # Python is not sanitized, so the runtime must come first; libstdc++ with it, or exceptions are not intercepted.
 sanitized: sanitize  ## Run the equality suite and malformed models on the sanitized library.
 	export LNSDEPLOY_LIBRARY=$(CURDIR)/build/sanitize/liblnsdeploy.so ASAN_OPTIONS=detect_leaks=0 && \
+	export LNSDEPLOY_CONFORMANCE='cpu-*' && \
 	export LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" && \
 	$(BIN)/python -m pytest -q -n 2 $(SANITIZE_TESTS) && \
 	LNSDEPLOY_CUDA_HOST_SANITIZE=address,undefined $(BIN)/python -m pytest -q -n 2 $(SANITIZE_CUDA) && \

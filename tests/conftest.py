@@ -24,9 +24,14 @@ settings.register_profile(
 settings.load_profile("lnsdeploy")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins early, or one process would still be at it when the other has nothing left."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def curves_are_not_drawn() -> Iterator[None]:
-    """Most of a small training is matplotlib: the curve is drawn in test_trainer and where commands are processes alone."""
+    """Most of a small training is matplotlib: test_trainer draws a curve, and so do commands that run by themselves."""
     trainer = sys.modules.get("lnsdeploy.training.trainer")
     with pytest.MonkeyPatch.context() as patch:
         if trainer is not None:
