@@ -71,8 +71,10 @@ def commands(page: Path) -> Iterator[Command]:
             found = re.findall(r"`([^`]+)`", line)
         for text in found:
             for part in text.split("&&"):
-                if part.strip().split(" ")[0] in PROGRAMS and " " in part.strip():
-                    yield Command(name, number, section, part.strip(), block is not None)
+                # settings of the environment stand before a program
+                typed = re.sub(r"^([A-Z_]+=\S+ )+", "", part.strip())
+                if typed.split(" ")[0] in PROGRAMS and " " in typed:
+                    yield Command(name, number, section, typed, block is not None)
 
 
 ALL = [command for page in PAGES for command in commands(page)]
