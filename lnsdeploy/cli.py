@@ -138,7 +138,9 @@ def _train_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 ("gradients", "gradients of weights"),
             )
         ),
-        click.option("--granularity", default=None, metavar="KIND", help="Weight offsets per channel or tensor."),
+        click.option(
+            "--granularity", default=None, metavar="KIND", help="Weight offsets per channel (the default) or tensor."
+        ),
         click.option("--float", "as_float", is_flag=True, help="Train in float32: the yardstick."),
         click.option("--recipe", type=click.Path(path_type=Path), default=None, help="TOML with formats per layer."),
         click.option("--emulate", default=None, metavar="PASS", help="Run products bit for bit: forward or both."),
@@ -163,10 +165,17 @@ def _train_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Of integer weights: stochastic or nearest (--opt rounding=…).",
         ),
         click.option("--lr", type=float, default=None, help="Learning rate; each optimizer has its default."),
-        click.option("--schedule", default=None, metavar="KIND", help="cosine, linear, step or constant."),
+        click.option(
+            "--schedule", default=None, metavar="KIND", help="cosine (the default), linear, step or constant."
+        ),
         click.option("--warmup", type=click.IntRange(0), default=None, help="Steps of a rising learning rate."),
-        click.option("--epochs", type=click.IntRange(1), default=None, help="Passes over the training set."),
-        click.option("--batch-size", type=click.IntRange(1), default=None, help="Samples per step."),
+        click.option(
+            "--epochs",
+            type=click.IntRange(1),
+            default=None,
+            help="Passes over the training set; 8 to 60, by data and model.",
+        ),
+        click.option("--batch-size", type=click.IntRange(1), default=None, help="Samples per step; 64."),
         click.option("--label-smoothing", type=float, default=None, help="0 to 1."),
         click.option("--weight-decay", type=float, default=None, help="Of adam and sgd."),
         click.option("--grad-clip", type=float, default=None, help="Bound of the gradient's norm."),
