@@ -1,15 +1,16 @@
 """The points that the analytical model is fitted to, and the fit: ``python -m lnsdeploy.cost.fit`` (docs/cost.md).
 
-``--synthesise`` makes the points anew (half an hour of a quiet core) and writes `points.json`; without it the
-coefficients of `model.json` are fitted to the points that are there, and the errors on those held out are printed.
+``--synthesise`` adds the points that `points.json` lacks (an hour of a quiet core for all of them; stopped by
+whatever, the same command goes on); without it the coefficients of `model.json` are fitted to the points that are
+there, and the errors on those held out are printed.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ HERE = Path(__file__).parent
 POINTS = HERE / "points.json"
 MODEL = HERE / "model.json"
 RUNS = 3
-# Pseudo-random configurations.
-COUNT = 20
+# Pseudo-random configurations, in two draws: the first of all sizes, the second of more but smaller ones.
+COUNT, SEED = 20, 7
+MORE, MORE_SEED = 72, 2026
 # Lanes of the baselines' elements that are synthesised; between them the model is linear.
 BASELINE_LANES = (1, 2, 4)
 # Remainder bins, of which the pseudo-random configurations have few: log2 of their number, width, overflow.
@@ -80,6 +82,11 @@ class Point:
     low: float
     high: float
     depth: float
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What tells points apart; a configuration that is changed under its name is another."""
+        return self.datapath.name, self.datapath.fingerprint, self.unit, self.lanes
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Point:
@@ -118,51 +125,67 @@ def _methods(rng: random.Random, gamma: int) -> Delta:
     return rng.choice(choices)()
 
 
+def _drawn_datapath(rng: random.Random, name: str, linear: bool, widths: Sequence[int]) -> tuple[Datapath, int] | None:
+    """A pseudo-random datapath and its lanes; None where a method does not fit the γ that was drawn."""
+    bits = rng.choice(widths)
+    # 4 to 16 octaves a word
+    octaves = rng.choice((2, 3, 3, 4))
+    gamma = 1 << min(max(bits - 1 - octaves, 0), 8)
+    word = LNSFormat(bits, gamma)
+    lanes = rng.choice((1, 1, 2, 4))
+    accumulate: LinearAccumulator | LogAccumulator
+    f = gamma.bit_length() - 1
+    if linear:
+        bins = rng.random() < 0.3
+        encoder = rng.choice(("exact", "table", "mitchell"))
+        accumulate = LinearAccumulator(
+            bits=rng.choice((12, 16, 20, 24, 32)),
+            conversion="bin" if bins else "product",
+            table_bits=min(rng.choice((0, 1, 2, 3, f)), 2 if bins else 5, f),
+            constant_bits=rng.choice((3, 4, 6, 8)),
+            overflow=rng.choice(("saturate", "wrap")),
+            shift=rng.choice(("truncate", "round")),
+            encoder=encoder,
+            encoder_bits=rng.choice((3, 4, 6)) if encoder == "table" else None,
+            lanes=lanes,
+        )
+    else:
+        guard = rng.choice((0, 0, 1, 2)) if gamma < 64 else 0
+        accumulate = LogAccumulator(
+            bits=bits - 1 + guard + rng.choice((0, 0, 1)),
+            guard_bits=guard,
+            delta=_methods(rng, gamma << guard),
+            lanes=lanes,
+        )
+    try:
+        made = Datapath(name, word, word, word, accumulate, load_datapath("gauss-8").add)
+        made.tables()
+    except LNSError:
+        return None
+    return made, lanes
+
+
 def configurations() -> Iterator[tuple[Datapath, int, bool]]:
-    """Datapath, lanes, and whether it is held out: pseudo-random ones first, then the named ones."""
-    rng = random.Random(7)
-    adder = load_datapath("gauss-8").add
+    """Datapath, lanes, and whether it is held out: pseudo-random ones first, then the named ones.
+
+    Held out are, of the first draw, two in eight; of the second every third; of those with bins every fourth; and all
+    named ones.
+    """
+    rng = random.Random(SEED)
     for index in range(COUNT):
-        bits = rng.choice((4, 5, 6, 8, 8, 10, 12))
-        # 4 to 16 octaves a word
-        octaves = rng.choice((2, 3, 3, 4))
-        gamma = 1 << min(max(bits - 1 - octaves, 0), 8)
-        word = LNSFormat(bits, gamma)
-        lanes = rng.choice((1, 1, 2, 4))
-        accumulate: LinearAccumulator | LogAccumulator
-        f = gamma.bit_length() - 1
-        if index % 2:
-            bins = rng.random() < 0.3
-            encoder = rng.choice(("exact", "table", "mitchell"))
-            accumulate = LinearAccumulator(
-                bits=rng.choice((12, 16, 20, 24, 32)),
-                conversion="bin" if bins else "product",
-                table_bits=min(rng.choice((0, 1, 2, 3, f)), 2 if bins else 5, f),
-                constant_bits=rng.choice((3, 4, 6, 8)),
-                overflow=rng.choice(("saturate", "wrap")),
-                shift=rng.choice(("truncate", "round")),
-                encoder=encoder,
-                encoder_bits=rng.choice((3, 4, 6)) if encoder == "table" else None,
-                lanes=lanes,
-            )
-        else:
-            guard = rng.choice((0, 0, 1, 2)) if gamma < 64 else 0
-            accumulate = LogAccumulator(
-                bits=bits - 1 + guard + rng.choice((0, 0, 1)),
-                guard_bits=guard,
-                delta=_methods(rng, gamma << guard),
-                lanes=lanes,
-            )
-        try:
-            made = Datapath(f"point-{index}", word, word, word, accumulate, adder)
-            made.tables()
-        except LNSError:
-            continue  # a method that does not fit this γ
-        yield made, lanes, index % 8 in (2, 3)
+        drawn = _drawn_datapath(rng, f"point-{index}", bool(index % 2), (4, 5, 6, 8, 8, 10, 12))
+        if drawn is not None:
+            yield *drawn, index % 8 in (2, 3)
+    adder = load_datapath("gauss-8").add
     for index, (table_bits, width, overflow) in enumerate(BINNED):
         word = LNSFormat((6, 8)[index % 2], 8)
         linear = LinearAccumulator(width, "bin", table_bits, (4, 8)[index % 3 == 0], overflow=overflow)
         yield Datapath(f"bins-{index}", word, word, word, linear, adder), 1, index % 4 == 3
+    rng = random.Random(MORE_SEED)
+    for index in range(MORE):
+        drawn = _drawn_datapath(rng, f"more-{index}", bool(index % 2), (4, 5, 6, 7, 8, 8, 9, 10))
+        if drawn is not None:
+            yield *drawn, index // 2 % 3 == 2
     for name in named_datapaths():
         yield load_datapath(name), 1, True
 
@@ -176,28 +199,49 @@ def designs_of(datapath: Datapath, lanes: int) -> dict[str, Design]:
 
 
 def synthesise(path: Path) -> None:
-    """Synthesise every point, and write them after each configuration: what is there is a valid file at all times."""
-    points: list[dict[str, Any]] = []
-    for datapath, lanes, held_out in configurations():
-        for unit, design in designs_of(datapath, lanes).items():
-            try:
-                cost = synthesis.synthesise(design, runs=RUNS)
-            except LNSError as error:
-                click.echo(f"{datapath.name} {unit}: {error}", err=True)
-                continue
-            t = cost.transistors
-            at = lanes if unit == "pe" else 1
-            point = Point(datapath, unit, at, held_out, t.median, t.min, t.max, cost.depth.median)
-            points.append(point.to_dict())
-            click.echo(f"{datapath.name:<24} {unit:<24} {t.median:>8.0f} {cost.depth.median:>4.0f}")
-        _write(path, points, {})
-    beside: dict[str, Any] = {}
+    """Synthesise every point that the file lacks, and write it after each: it is valid at all times.
+
+    Points of another version of the tool are made anew.
+    """
+    kept, others = load_points(path) if path.is_file() else ([], {})
+    same = others.get("tool") == synthesis.best().version
+    made = {point.key: point for point in kept} if same else {}
+    beside: dict[str, Any] = dict(others.get("baselines", {})) if same else {}
+
+    def write() -> None:
+        _write(path, [point.to_dict() for point in made.values()], beside)
+
     for lanes in BASELINE_LANES:
         for name, design in units.baselines(lanes).items():
+            if name not in beside:
+                cost = synthesis.synthesise(design, runs=RUNS)
+                t = cost.transistors
+                beside[name] = {"transistors": [t.median, t.min, t.max], "depth": cost.depth.median}
+                write()
+    missing: list[tuple[float, Point, Design]] = []
+    for datapath, lanes, held_out in configurations():
+        try:
+            sizes = model.estimate(datapath, lanes).units
+            designs = designs_of(datapath, lanes)
+        except LNSError as error:
+            click.echo(f"{datapath.name}: {error}", err=True)
+            continue
+        for unit, design in designs.items():
+            at = lanes if unit == "pe" else 1
+            point = Point(datapath, unit, at, held_out, 0, 0, 0, 0)
+            if point.key not in made:
+                missing.append((sizes[f"pe-{lanes}" if unit == "pe" else unit].transistors, point, design))
+    # small ones first: whenever it is stopped, there are as many as could be
+    for _, point, design in sorted(missing, key=lambda entry: entry[0]):
+        try:
             cost = synthesis.synthesise(design, runs=RUNS)
-            t = cost.transistors
-            beside[name] = {"transistors": [t.median, t.min, t.max], "depth": cost.depth.median}
-    _write(path, points, beside)
+        except LNSError as error:
+            click.echo(f"{point.datapath.name} {point.unit}: {error}", err=True)
+            continue
+        t, depth = cost.transistors, cost.depth.median
+        made[point.key] = replace(point, transistors=t.median, low=t.min, high=t.max, depth=depth)
+        write()
+        click.echo(f"{point.datapath.name:<24} {point.unit:<24} {t.median:>8.0f} {depth:>4.0f}")
 
 
 def _write(path: Path, points: list[dict[str, Any]], beside: dict[str, Any]) -> None:
@@ -325,7 +369,7 @@ def make_model(points: list[Point], others: Mapping[str, Any]) -> dict[str, Any]
 
 
 @click.command()
-@click.option("--synthesise", "again", is_flag=True, help="Make the points anew first.")
+@click.option("--synthesise", "again", is_flag=True, help="Add the points that are missing first.")
 @click.option("--check", is_flag=True, help="Write nothing; only print the errors of a fit.")
 def main(again: bool, check: bool) -> None:
     """Fit the analytical model to the synthesised points, and print its errors on those held out."""
