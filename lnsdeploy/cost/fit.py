@@ -46,6 +46,9 @@ RUNS = 3
 # Pseudo-random configurations, in two draws: the first of all sizes, the second of more but smaller ones.
 COUNT, SEED = 20, 7
 MORE, MORE_SEED = 72, 2026
+# A point's error from which on it counts linearly; how strongly coefficients are held to what they start from.
+TOLERATED = 0.15
+PART_STIFFNESS, KIND_STIFFNESS = 0.15, 0.3
 # Lanes of the baselines' elements that are synthesised; between them the model is linear.
 BASELINE_LANES = (1, 2, 4)
 # Remainder bins, of which the pseudo-random configurations have few: log2 of their number, width, overflow.
@@ -257,24 +260,7 @@ def load_points(path: Path = POINTS) -> tuple[list[Point], dict[str, Any]]:
     return [Point.from_dict(point) for point in data.pop("points")], data
 
 
-def _solve(rows: Floats, target: Floats, prior: Floats, weight: float) -> Floats:
-    """Non-negative coefficients of the least squared relative error, drawn towards `prior` where points say little."""
-    scaled = rows * prior / target[:, None]
-    # each coefficient as a multiple of its prior
-    gram = scaled.T @ scaled + weight * np.eye(len(prior))
-    right = scaled.sum(axis=0) + weight
-    found = np.ones(len(prior))
-    for _ in range(20000):
-        before = found.copy()
-        for i in range(len(found)):
-            found[i] = max((right[i] - gram[i] @ found + gram[i, i] * found[i]) / gram[i, i], 0.0)
-        if np.abs(found - before).max() < 1e-9:
-            break
-    solved: Floats = found * prior
-    return solved
-
-
-def _drawn(points: list[Point]) -> list[Any]:
+def _drawn(points: list[Point]) -> list[model.Sketch]:
     made: dict[tuple[str, int], Any] = {}
     found = []
     for point in points:
@@ -285,20 +271,68 @@ def _drawn(points: list[Point]) -> list[Any]:
     return found
 
 
+def _solve(terms: Floats, fixed: Floats, target: Floats, prior: Floats, stiffness: Floats) -> Floats:
+    """Coefficients c of the least squares of log((Σ terms · Πc + fixed) / target), and of log(c / prior) by stiffness.
+
+    Errors of more than TOLERATED count linearly, lest a single odd point turns all others.
+
+    Args:
+        terms: [points, first, second]: what each pair of coefficients, of the first and of the second group, multiplies.
+        fixed, target: [points].
+        prior, stiffness: [first + second].
+    """
+    first = terms.shape[1]
+    now = np.log(prior)
+    for _ in range(200):
+        each = terms * np.exp(now[:first])[None, :, None] * np.exp(now[first:])[None, None, :]
+        total = each.sum(axis=(1, 2)) + fixed
+        slope = np.concatenate([each.sum(axis=2), each.sum(axis=1)], axis=1) / total[:, None]
+        error = np.log(total / target)
+        weight = np.minimum(1.0, TOLERATED / np.maximum(np.abs(error), 1e-9))
+        gram = (slope * weight[:, None]).T @ slope + np.diag(stiffness**2)
+        right = (slope * weight[:, None]).T @ error + stiffness**2 * (now - np.log(prior))
+        step = np.linalg.solve(gram, right)
+        now = now - np.clip(step, -0.5, 0.5)
+        if np.abs(step).max() < 1e-10:
+            break
+    solved: Floats = np.exp(now)
+    return solved
+
+
 def fit(points: list[Point]) -> dict[str, Any]:
     """Coefficients fitted to the points that are not held out, without the errors and the baselines."""
     used = [point for point in points if not point.held_out]
     sketches = _drawn(used)
-    found: dict[str, Any] = {}
-    for name, known, counts, target in (
-        ("transistors", model.PRIMITIVES, [s.total() for s in sketches], [p.transistors for p in used]),
-        ("depth", model.STEPS, [s.path for s in sketches], [max(p.depth, 1.0) for p in used]),
-    ):
-        rows = np.array([[float(row[key]) for key in known] for row in counts])
-        prior = np.array(list(known.values()), dtype=float)
-        solved = _solve(rows, np.array(target, dtype=float), prior, 0.02)
-        found[name] = {key: round(float(value), 3) for key, value in zip(known, solved, strict=True)}
-    return found
+    kinds, parts = list(model.KINDS), list(model.PARTS)
+    terms = np.zeros((len(used), len(parts), len(kinds)))
+    for row, sketch in zip(terms, sketches, strict=True):
+        for (part, kind), count in sketch.gates.items():
+            row[parts.index(part), kinds.index(kind)] = count
+    registers = np.array([float(synthesis.FLIP_FLOP * sum(s.registers.values())) for s in sketches])
+    solved = _solve(
+        terms,
+        registers,
+        np.array([p.transistors for p in used]),
+        np.array([1.0] * len(parts) + list(model.KINDS.values())),
+        np.array([PART_STIFFNESS] * len(parts) + [KIND_STIFFNESS] * len(kinds)),
+    )
+    found: dict[str, Any] = {
+        "parts": dict(zip(parts, solved[: len(parts)], strict=True)),
+        "kinds": dict(zip(kinds, solved[len(parts) :], strict=True)),
+        "levels": dict.fromkeys(parts, model.GATES_A_LEVEL),
+    }
+    target = np.array([max(p.depth, 1.0) for p in used])
+    # which of an element's paths is the longest depends on the coefficients
+    for _ in range(4):
+        longest = [
+            max(s.paths, key=lambda path: sum(found["levels"][k] * n for k, n in path.items())) for s in sketches
+        ]
+        rows = np.array([[[float(path.get(part, 0))] for part in parts] for path in longest])
+        stiffness = np.array([PART_STIFFNESS] * len(parts) + [1e6])
+        prior = np.array([model.GATES_A_LEVEL] * len(parts) + [1.0])
+        levels = _solve(rows, np.zeros(len(used)), target, prior, stiffness)
+        found["levels"] = dict(zip(parts, levels[:-1], strict=True))
+    return {name: {key: round(float(value), 4) for key, value in row.items()} for name, row in found.items()}
 
 
 @dataclass(frozen=True)
@@ -314,7 +348,7 @@ def errors(points: list[Point], coefficients: Mapping[str, Any]) -> list[Error]:
     """Relative errors on every point."""
     found = []
     for point, sketch in zip(points, _drawn(points), strict=True):
-        made = model._unit(sketch, coefficients)
+        made = model.price(sketch, coefficients)
         found.append(Error(point, made.transistors / point.transistors - 1, made.depth / max(point.depth, 1.0) - 1))
     return found
 

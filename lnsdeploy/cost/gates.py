@@ -80,8 +80,8 @@ def output(g: Graph, v: Values, code: Bits, sign: int, zero: int) -> Bits:
     magnitude = v["OUT_BITS"] - v["OUT_SIGNED"]
     code = signed(code, max(len(code), magnitude + 2))
     zero = zero if v["OUT_SIGNED"] else g.or_(zero, sign)
-    under = g.or_(code[-1], g.any_(code) ^ 1)
-    over = g.and_(code[-1] ^ 1, g.any_(code[magnitude:]))
+    under = g.less(code, constant(1, len(code)))
+    over = g.less(constant((1 << magnitude) - 1, len(code)), code)
     none = g.or_(zero, under)
     limited = g.choose(none, constant(v["UNDERFLOW"], magnitude), [g.or_(over, bit) for bit in code[:magnitude]])
     if not v["OUT_SIGNED"]:
@@ -110,7 +110,7 @@ def term(g: Graph, v: Values, roms: Sequence[Rom], code: Bits, zero: int, align:
     if v["SHIFT"] and align > 0:
         word = g.add(word, constant(1 << (align - 1), full))
     word = word[align:] if align > 0 else [0] * -align + word
-    return g.masked(unsigned(word, bits), zero ^ 1), high
+    return g.collapse(g.masked(unsigned(word, bits), zero ^ 1), [*code, zero]), high
 
 
 def fit(g: Graph, word: Bits, bits: int, saturate: int) -> Bits:
@@ -118,30 +118,28 @@ def fit(g: Graph, word: Bits, bits: int, saturate: int) -> Bits:
     word = signed(word, max(len(word), bits) + 1)
     if not saturate:
         return word[:bits]
-    sign, cut = word[-1], word[: bits - 1]
-    above = word[bits - 1 : -1]
-    over = g.and_(sign ^ 1, g.any_(above))
-    # the limits are those of sign and magnitude
-    under = g.and_(sign, g.or_(g.all_(above) ^ 1, g.any_(cut) ^ 1))
-    low = [g.or_(cut[0], under), *[g.and_(bit, under ^ 1) for bit in cut[1:]]] if cut else []
-    return [*[g.or_(bit, over) for bit in low], g.and_(sign, over ^ 1)]
+    wide, limit = len(word), (1 << (bits - 1)) - 1
+    over = g.less(constant(limit, wide), word)
+    under = g.less(word, constant(-limit, wide))
+    within = g.choose(under, constant(-limit, bits), word[:bits])
+    return g.choose(over, constant(limit, bits), within)
 
 
-def tree(g: Graph, words: Sequence[Bits], bits: int) -> Bits:
-    """lns_sum: signed words in a tree of adders of the sum's width."""
-    if len(words) == 1:
-        return signed(words[0], bits)
-    left = 1 << ((len(words) - 1).bit_length() - 1)
-    return g.add(tree(g, words[:left], bits), tree(g, words[left:], bits))
+def step_bin(
+    g: Graph, v: Values, terms: Sequence[tuple[Bits, int]], here: Sequence[int], acc: Bits, origin: Sequence[int] = ()
+) -> Bits:
+    """One bin of lns_lin_step: an accumulator after the terms (magnitude, sign) of a step that are `here`.
 
-
-def step_bin(g: Graph, v: Values, terms: Sequence[tuple[Bits, int]], here: Sequence[int], acc: Bits) -> Bits:
-    """One bin of lns_lin_step: an accumulator after the terms (magnitude, sign) of a step that are `here`."""
+    Args:
+        origin: bits that a single term is a function of, where they are known.
+    """
     words = []
     for (magnitude, sign), on in zip(terms, here, strict=True):
         word = [*magnitude, 0]
-        words.append(g.masked(g.choose(sign, g.neg(word), word), on))
-    total = tree(g, words, v["TERM_BITS"] + 1 + (len(terms) - 1).bit_length())
+        words.append(g.collapse(g.masked(g.choose(sign, g.neg(word), word), on), origin))
+    # lns_sum, which synthesis makes one sum of
+    total_bits = v["TERM_BITS"] + 1 + (len(terms) - 1).bit_length()
+    total = g.compress([signed(word, total_bits) for word in words], total_bits) if len(words) > 1 else words[0]
     step = fit(g, total, v["PSUM_BITS"], v["OVERFLOW"])
     wide = max(v["PSUM_BITS"], v["ACC_BITS"]) + 1
     return fit(g, g.add(signed(acc, wide), signed(step, wide)), v["ACC_BITS"], v["OVERFLOW"])
@@ -157,12 +155,12 @@ def linear_finish(g: Graph, v: Values, roms: Sequence[Rom], bins: Sequence[Bits]
     total_bits, f = v["TOTAL_BITS"], v["F"]
     if v["CONVERSION"]:
         constants = _rom(roms, ROM_CONSTANTS)
-        wide = v["ACC_BITS"] + v["CONST_BITS"] + 1
-        parts = []
+        rows: list[Bits] = []
         for index, word in enumerate(bins):
             factor = constants.entries[index] if index < len(constants.entries) else 0
-            parts.append(g.multiply_signed(word, constant(factor, constants.data_bits), wide))
-        total = tree(g, parts, total_bits)
+            rows += g.products(signed(word, total_bits), constant(factor, constants.data_bits))
+        # products and their sum, which synthesis makes one sum of
+        total = g.compress(rows, total_bits)
     else:
         total = signed(bins[0], total_bits)
     magnitude = g.choose(total[-1], g.neg(total), total)
@@ -192,8 +190,8 @@ def enter(g: Graph, v: Values, code: Bits, zero: int, scale: Bits) -> Bits:
     guard, bits = v["GUARD"], v["ACC_BITS"]
     wide = max(max(len(code), len(scale)) + guard, bits) + 3
     scaled = [0] * guard + g.add(unsigned(code, wide), signed(scale, wide))[: wide - guard]
-    none = g.any_([zero, scaled[-1], g.any_(scaled) ^ 1])
-    over = g.and_(scaled[-1] ^ 1, g.any_(scaled[bits:]))
+    none = g.or_(zero, g.less(scaled, constant(1, wide)))
+    over = g.less(constant((1 << bits) - 1, wide), scaled)
     return [g.and_(none ^ 1, g.or_(over, bit)) for bit in scaled[:bits]]
 
 
@@ -210,12 +208,18 @@ def adder(g: Graph, made: Adder, x: tuple[int, Bits], y: tuple[int, Bits], plus:
     d = g.sub(upper, lower)
     differ = g.xor(x_sign, y_sign)
     with g.part("tables"):
-        delta = DELTAS[made.module](g, made, d, differ, plus)
+        delta = g.collapse(DELTAS[made.module](g, made, d, differ, plus), [*d, differ])
     wide = max(bits, made.value_bits) + 2
-    total = g.add_sub(unsigned(upper, wide), unsigned(delta, wide), differ)
-    none = g.any_([g.and_(differ, g.any_(d) ^ 1), total[-1], g.any_(total) ^ 1])
-    over = g.and_(total[-1] ^ 1, g.any_(total[bits:]))
-    code = [g.and_(none ^ 1, g.or_(over, bit)) for bit in total[:bits]]
+    base, change = unsigned(upper, wide), unsigned(delta, wide)
+    total = g.choose(differ, g.sub(base, change), g.add(base, change))
+    if made.module == "none":
+        # without Δ no sum leaves the range, and two words are equal bit by bit
+        differs = g.any_([g.xor(a, b) for a, b in zip(x_code, y_code, strict=True)])
+        code = g.masked(upper, g.or_(differ ^ 1, differs))
+    else:
+        none = g.or_(g.and_(differ, g.any_(d) ^ 1), g.less(total, constant(1, wide)))
+        over = g.less(constant((1 << bits) - 1, wide), total)
+        code = [g.and_(none ^ 1, g.or_(over, bit)) for bit in total[:bits]]
     code = g.choose(g.any_(lower), code, upper)
     return g.and_(g.mux(larger, x_sign, y_sign), g.any_(code)), code
 
@@ -292,9 +296,7 @@ def _segment(g: Graph, p: Mapping[str, int], d: Bits, width_log2: int) -> tuple[
     return index[:index_bits], g.sub(d, part[:n]), width
 
 
-def _segments(
-    g: Graph, made: Adder, p: Mapping[str, int], d: Bits, minus: int
-) -> tuple[Bits, Bits, Bits, int]:
+def _segments(g: Graph, made: Adder, p: Mapping[str, int], d: Bits, minus: int) -> tuple[Bits, Bits, Bits, int]:
     """Entry, place inside, log2 of the width, and whether d is past the end, of interpolation and polynomials."""
     found = [_segment(g, p, d, p[name]) for name in ("PLUS_WIDTH_LOG2", "MINUS_WIDTH_LOG2")]
     entries = [_read(g, rom, index) for rom, (index, _, _) in zip(made.roms, found, strict=True)]
@@ -397,9 +399,7 @@ def _cordic(g: Graph, made: Adder, d: Bits, minus: int, plus: Sequence[int]) -> 
     v_bits = g.choose(none, constant(1, width + 2), v[: width + 2])
     _, position = normalize(g, v_bits)
     place = len(position)
-    zeros = g.masked(
-        g.sub(constant(width, place), position), g.at_least(position, constant(width, place)) ^ 1
-    )
+    zeros = g.masked(g.sub(constant(width, place), position), g.at_least(position, constant(width, place)) ^ 1)
     moved = g.shift_left(unsigned(v_bits, bits), zeros)
     one = constant(1 << width, bits)
     _, _, log_z = _cordic_rounds(g, rounds, True, angles, g.add(moved, one), g.sub(moved, one), [0] * bits)

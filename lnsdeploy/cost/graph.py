@@ -8,21 +8,45 @@ know that the model counts gates of the right function.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import numpy.typing as npt
 
+Packed = npt.NDArray[np.uint8]
 Bits = list[int]
 
 # How far a gate lengthens a path, in levels of nands.
 _LEVELS = {"and": 1.0, "xor": 2.0, "mux": 2.0}
 
+# Its size, in nands.
+_SIZES = {"and": 1, "xor": 3, "mux": 3}
+
+# Inputs of what is looked at as a table, too.
+_FEW = 8
+
+# Inputs on which gates are compared before they are taken for the same.
+_TRIED = 4096
+_ALL = (1 << _TRIED) - 1
+# So many of them should have made a gate one before it is taken for constant.
+_SEEN = 16
+
 
 class Graph:
-    """Gates of two kinds and multiplexers, each once however often it is asked for."""
+    """Gates of two kinds and multiplexers, each once however often it is asked for.
 
-    def __init__(self) -> None:
+    Args:
+        merge: gates that agree on some thousand adverse inputs are taken for the same, as a synthesiser finds out by
+            proof; those of tables, which differ in single entries, are not.
+    """
+
+    def __init__(self, *, merge: bool = False) -> None:
+        self._merge = merge
+        self._random = np.random.default_rng(0)
+        self._words: dict[int, npt.NDArray[np.uint8]] = {}
+        self._traces: list[int] = [0]
+        self._same: dict[int, int] = {0: 0}
         self._gates: list[tuple[str, int, int, int]] = [("input", 0, 0, 0)]
         self._parts: list[str] = [""]
         self._levels: list[float] = [0.0]
@@ -46,22 +70,69 @@ class Graph:
     def word(self, bits: int) -> Bits:
         """An input."""
         first = len(self._gates)
-        for _ in range(bits):
-            self._gates.append(("input", 0, 0, 0))
-            self._parts.append("")
-            self._levels.append(0.0)
+        self._gates += [("input", 0, 0, 0)] * bits
+        self._parts += [""] * bits
+        self._levels += [0.0] * bits
+        if self._merge:
+            self._traces += [int.from_bytes(row.tobytes(), "big") for row in self._adverse(bits)]
         return [2 * (first + i) for i in range(bits)]
+
+    def _adverse(self, bits: int) -> Packed:
+        """What a word is tried with: [bits, _TRIED / 8]. Random, small, close to its limits, or as another word."""
+        random = self._random
+        values = random.integers(0, 2, (bits, _TRIED), dtype=np.uint8)
+        if bits > 1:
+            kind = random.integers(0, 12, _TRIED)
+            run = random.integers(0, bits + 1, _TRIED)
+            places = np.arange(bits)[:, None]
+            # a run of zeros or ones from the bottom or the top, or from below the top bit
+            running = np.where(kind < 2, places < run, places >= run) & (kind < 6)
+            values = np.where(running, (kind & 1).astype(np.uint8), values)
+            values[-1] ^= ((kind == 4) | (kind == 5)).astype(np.uint8)
+            before = self._words.get(bits)
+            if before is not None:
+                near = before.copy()
+                near[: min(bits, 2)] ^= random.integers(0, 2, (min(bits, 2), _TRIED), dtype=np.uint8) & (kind == 6)
+                values = np.where((kind == 6) | (kind == 7), near, values)
+            self._words[bits] = values
+        return np.packbits(values, axis=1)
 
     def _node(self, kind: str, a: int, b: int, c: int = 0) -> int:
         key = (kind, a, b, c)
         found = self._known.get(key)
-        if found is None:
-            found = self._known[key] = 2 * len(self._gates)
-            self._gates.append(key)
-            self._parts.append(f"{self._part}/{self._table}{kind}")
-            levels = self._levels
-            self._levels.append(max(levels[a >> 1], levels[b >> 1], levels[c >> 1]) + _LEVELS[kind])
-        return found
+        if found is not None:
+            return found
+        made = 2 * len(self._gates)
+        if self._merge:
+            trace, told = self._trace(kind, a, b, c)
+            flip = trace & 1
+            if told and not self._table:
+                same = self._same.setdefault(trace ^ -flip & _ALL, made ^ flip)
+                if same != made ^ flip:
+                    self._known[key] = same ^ flip
+                    return same ^ flip
+            self._traces.append(trace)
+        self._known[key] = made
+        self._gates.append(key)
+        self._parts.append(f"{self._part}/{self._table}{kind}")
+        levels = self._levels
+        self._levels.append(max(levels[a >> 1], levels[b >> 1], levels[c >> 1]) + _LEVELS[kind])
+        return made
+
+    def _trace(self, kind: str, a: int, b: int, c: int) -> tuple[int, bool]:
+        """What a gate gives for the inputs that are tried, and whether they tell it from others.
+
+        They do not where it would be one, or read what is, so seldom that no input may have met it: a carry over
+        twenty bits, say.
+        """
+        traces = self._traces
+        read = [traces[bit >> 1] ^ -(bit & 1) & _ALL for bit in ((a, b, c) if kind == "mux" else (a, b))]
+        told = all(trace not in (0, _ALL) for trace in read)
+        x, y = read[:2]
+        if kind == "and":
+            both = x & y
+            return both, told and (both != 0 or x.bit_count() * y.bit_count() > _SEEN * _TRIED)
+        return (x ^ y if kind == "xor" else (x & y) | (~x & read[2])), told
 
     # Gates
 
@@ -178,6 +249,10 @@ class Graph:
         _, c = self._sum(unsigned(a, n), [bit ^ 1 for bit in unsigned(b, n)], 1)
         return c[-1] if c else 1
 
+    def less(self, a: Sequence[int], b: Sequence[int]) -> int:
+        """a < b in two's complement, both of the same width."""
+        return self.at_least(*([*word[:-1], word[-1] ^ 1] for word in (a, b))) ^ 1
+
     def add_sub(self, a: Sequence[int], b: Sequence[int], minus: int) -> Bits:
         """a - b where `minus`, else a + b: one adder, whose second operand is complemented."""
         return self.add(a, [self.xor(bit, minus) for bit in b], minus)
@@ -216,20 +291,22 @@ class Graph:
 
     def multiply(self, a: Sequence[int], b: Sequence[int], bits: int) -> Bits:
         """a · b without signs, cut to `bits`."""
-        rows = [[0] * i + self.masked(a, bit) for i, bit in enumerate(b) if bit]
-        return self.compress(rows, bits)
+        return self.compress(self.products(a, b), bits)
+
+    def products(self, a: Sequence[int], b: Sequence[int]) -> list[Bits]:
+        """Rows that a · b is the sum of; b has no sign."""
+        return [[0] * i + self.masked(a, bit) for i, bit in enumerate(b) if bit]
 
     def multiply_signed(self, a: Sequence[int], b: Sequence[int], bits: int) -> Bits:
         """a · b in two's complement, b without a sign, cut to `bits`."""
-        wide = signed(a, bits)
-        return self.compress([([0] * i + self.masked(wide, bit))[:bits] for i, bit in enumerate(b) if bit], bits)
+        return self.compress(self.products(signed(a, bits), b), bits)
 
     def look_up(self, address: Sequence[int], entries: Sequence[int], bits: int) -> Bits:
         """The entry of a table, zero past its end: its shared decision diagram, in the better of two orders."""
         size = 1 << len(address)
         values = np.zeros(size, dtype=object if bits > 62 else np.int64)
         values[: min(len(entries), size)] = list(entries[:size])
-        columns = np.stack([((values >> bit) & 1).astype(np.int64) for bit in range(bits)])
+        columns = np.stack([((values >> bit) & 1).astype(np.int64) for bit in range(bits)])  # [bits, size]
         reverse = np.zeros(size, dtype=np.int64)
         for bit in range(len(address)):
             reverse |= ((np.arange(size) >> bit) & 1) << (len(address) - 1 - bit)
@@ -243,10 +320,32 @@ class Graph:
                 edges = np.array(made, dtype=np.int64)[where].reshape(keys.shape)
         return [int(bit) for bit in edges[:, 0]]
 
+    def _depend_on_others(self, outputs: Sequence[int], inputs: Sequence[int]) -> bool:
+        """Whether a way leads from the outputs to an input of the unit past `inputs`: by a gate that was merged."""
+        known = {0, *(bit >> 1 for bit in inputs)}
+        read = {bit >> 1 for node in self._reached(outputs, inputs) for bit in self._gates[node][1:]}
+        read |= {bit >> 1 for bit in outputs}
+        return any(self._gates[node][0] == "input" for node in read - known)
+
+    def collapse(self, outputs: Sequence[int], inputs: Sequence[int]) -> Bits:
+        """The outputs as a table of a few bits that they depend on, where that takes fewer gates than they do."""
+        n = len({bit >> 1 for bit in inputs})
+        if not 0 < n == len(inputs) <= _FEW or min(inputs) < 2 or self._depend_on_others(outputs, inputs):
+            return list(outputs)
+        places = np.arange(1 << n)
+        rows = np.stack([((places >> i) & 1).astype(np.uint8) for i in range(n)])
+        made = np.unpackbits(self.run(outputs, inputs, np.packbits(rows, axis=1)), axis=1)[:, : 1 << n]
+        entries = (made.T.astype(object) << np.arange(len(outputs))).sum(axis=1)
+        table = self.look_up(inputs, [int(entry) for entry in entries], len(outputs))
+        sizes = [sum(_SIZES[self._gates[node][0]] for node in self._reached(bits, inputs)) for bits in (outputs, table)]
+        return table if sizes[1] < sizes[0] else list(outputs)
+
     # What is told of it
 
-    def _reached(self, outputs: Sequence[int]) -> list[int]:
+    def _reached(self, outputs: Sequence[int], cut: Sequence[int] = ()) -> list[int]:
         seen = bytearray(len(self._gates))
+        for bit in cut:
+            seen[bit >> 1] = 1
         ahead = [bit >> 1 for bit in outputs]
         found = []
         while ahead:
@@ -268,35 +367,42 @@ class Graph:
             found[part, kind] += 1
         return found
 
-    def depth(self, outputs: Sequence[int]) -> float:
-        """Levels of the longest path."""
-        return max((self._levels[bit >> 1] for bit in outputs), default=0.0)
+    def path(self, outputs: Sequence[int]) -> Counter[str]:
+        """Levels of the longest path, by part."""
+        found: Counter[str] = Counter()
+        levels = self._levels
+        node = max((bit >> 1 for bit in outputs), key=lambda node: levels[node], default=0)
+        while self._gates[node][0] != "input":
+            kind, *read = self._gates[node]
+            found[self._parts[node].split("/")[0]] += round(_LEVELS[kind])
+            node = max((bit >> 1 for bit in read), key=lambda node: levels[node])
+        return found
 
-    def run(self, outputs: Sequence[int], values: Mapping[int, int]) -> list[int]:
-        """The outputs for many inputs at once: bit k of each integer is of the k-th.
+    def run(self, outputs: Sequence[int], inputs: Sequence[int], values: Packed) -> Packed:
+        """What comes out for many inputs at once.
 
         Args:
-            values: of inputs' literals.
+            inputs: literals of all inputs, or of bits that stand for them.
+            values: uint8 [inputs, n / 8], eight of them a byte.
+        Returns: uint8 [outputs, n / 8].
         """
-        mask = (1 << max((value.bit_length() for value in values.values()), default=1)) - 1
-        known = {0: 0} | {bit >> 1: value for bit, value in values.items()}
+        known = {bit >> 1: ~row if bit & 1 else row for bit, row in zip(inputs, values, strict=True)}
+        known[0] = np.zeros(values.shape[1], dtype=np.uint8)
 
-        def of(bit: int) -> int:
-            return known[bit >> 1] ^ (mask if bit & 1 else 0)
+        def of(bit: int) -> Packed:
+            return ~known[bit >> 1] if bit & 1 else known[bit >> 1]
 
         # a gate's number is above those of what it reads
-        for node in sorted(self._reached(outputs)):
+        for node in sorted(self._reached(outputs, inputs)):
             kind, a, b, c = self._gates[node]
-            if kind == "and":
-                known[node] = of(a) & of(b)
-            elif kind == "xor":
-                known[node] = of(a) ^ of(b)
-            else:
+            if kind == "mux":
                 known[node] = (of(a) & of(b)) | (of(a ^ 1) & of(c))
-        return [of(bit) for bit in outputs]
+            else:
+                known[node] = of(a) & of(b) if kind == "and" else of(a) ^ of(b)
+        return np.stack([of(bit) for bit in outputs])
 
 
-def _nodes(columns: np.ndarray) -> int:
+def _nodes(columns: npt.NDArray[np.int64]) -> int:
     """Nodes of the shared decision diagram with complemented edges of some functions [functions, 2^variables]."""
     edges, fresh, total = columns, 1, 0
     while edges.shape[1] > 1:
