@@ -277,7 +277,7 @@ def _solve(terms: Floats, fixed: Floats, target: Floats, prior: Floats, stiffnes
     Errors of more than TOLERATED count linearly, lest a single odd point turns all others.
 
     Args:
-        terms: [points, first, second]: what each pair of coefficients, of the first and of the second group, multiplies.
+        terms: [points, first, second]: what a pair of coefficients, one of each group, multiplies.
         fixed, target: [points].
         prior, stiffness: [first + second].
     """

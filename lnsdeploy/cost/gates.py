@@ -46,7 +46,7 @@ def multiplier(g: Graph, v: Values, a: Bits, w: Bits) -> tuple[int, int, Bits]:
     for code, scale in zip(codes, (v["A_SCALE"], v["W_SCALE"]), strict=True):
         wide = unsigned(code, bits)
         scaled.append(wide if scale == 1 else g.multiply(wide, constant(scale, scale.bit_length()), bits))
-    return g.xor(*signs), zero, g.add(*scaled)
+    return g.xor(*signs), zero, g.add(scaled[0], scaled[1])
 
 
 def normalize(g: Graph, word: Bits) -> tuple[Bits, Bits]:
@@ -99,18 +99,17 @@ def term(g: Graph, v: Values, roms: Sequence[Rom], code: Bits, zero: int, align:
     low = f - table
     padded = unsigned(code, v["P_BITS"] + f + 1)
     quotient = padded[f : f + max(v["P_BITS"] - f, 1)]
-    high = padded[low : low + table] if table else [0]
     mitchell = [*padded[:low], *[0] * table, 1] if low else [1]
     mantissa = mitchell
     if not v["CONVERSION"]:
-        entry = _read(g, _rom(roms, ROM_CONSTANTS), high)
+        entry = _read(g, _rom(roms, ROM_CONSTANTS), padded[low : low + table])
         mantissa = g.multiply(entry, mitchell, len(entry) + len(mitchell)) if low else entry
     full = max(len(mantissa) + (1 << len(quotient)), bits + max(align, 0))
     word = g.shift_left(unsigned(mantissa, full), quotient)
     if v["SHIFT"] and align > 0:
         word = g.add(word, constant(1 << (align - 1), full))
     word = word[align:] if align > 0 else [0] * -align + word
-    return g.collapse(g.masked(unsigned(word, bits), zero ^ 1), [*code, zero]), high
+    return g.masked(unsigned(word, bits), zero ^ 1), padded[low : low + table] or [0]
 
 
 def fit(g: Graph, word: Bits, bits: int, saturate: int) -> Bits:
@@ -125,18 +124,12 @@ def fit(g: Graph, word: Bits, bits: int, saturate: int) -> Bits:
     return g.choose(over, constant(limit, bits), within)
 
 
-def step_bin(
-    g: Graph, v: Values, terms: Sequence[tuple[Bits, int]], here: Sequence[int], acc: Bits, origin: Sequence[int] = ()
-) -> Bits:
-    """One bin of lns_lin_step: an accumulator after the terms (magnitude, sign) of a step that are `here`.
-
-    Args:
-        origin: bits that a single term is a function of, where they are known.
-    """
+def step_bin(g: Graph, v: Values, terms: Sequence[tuple[Bits, int]], here: Sequence[int], acc: Bits) -> Bits:
+    """One bin of lns_lin_step: an accumulator after the terms (magnitude, sign) of a step that are `here`."""
     words = []
     for (magnitude, sign), on in zip(terms, here, strict=True):
         word = [*magnitude, 0]
-        words.append(g.collapse(g.masked(g.choose(sign, g.neg(word), word), on), origin))
+        words.append(g.masked(g.choose(sign, g.neg(word), word), on))
     # lns_sum, which synthesis makes one sum of
     total_bits = v["TERM_BITS"] + 1 + (len(terms) - 1).bit_length()
     total = g.compress([signed(word, total_bits) for word in words], total_bits) if len(words) > 1 else words[0]
@@ -208,7 +201,7 @@ def adder(g: Graph, made: Adder, x: tuple[int, Bits], y: tuple[int, Bits], plus:
     d = g.sub(upper, lower)
     differ = g.xor(x_sign, y_sign)
     with g.part("tables"):
-        delta = g.collapse(DELTAS[made.module](g, made, d, differ, plus), [*d, differ])
+        delta = DELTAS[made.module](g, made, d, differ, plus)
     wide = max(bits, made.value_bits) + 2
     base, change = unsigned(upper, wide), unsigned(delta, wide)
     total = g.choose(differ, g.sub(base, change), g.add(base, change))

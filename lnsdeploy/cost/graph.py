@@ -1,4 +1,4 @@
-"""A small graph of gates, in which the analytical model builds a unit: constants folded, equal gates shared, dead ones gone.
+"""A graph of gates in which the analytical model builds a unit: constants folded, equal gates shared, dead ones gone.
 
 Bits are literals: twice a node's number, plus one where it is complemented; 0 and 1 are the constants. Words are lists
 of them, the lowest bit first. What is built can be run on numbers too (:meth:`Graph.run`), which is how the tests
@@ -19,12 +19,6 @@ Bits = list[int]
 
 # How far a gate lengthens a path, in levels of nands.
 _LEVELS = {"and": 1.0, "xor": 2.0, "mux": 2.0}
-
-# Its size, in nands.
-_SIZES = {"and": 1, "xor": 3, "mux": 3}
-
-# Inputs of what is looked at as a table, too.
-_FEW = 8
 
 # Inputs on which gates are compared before they are taken for the same.
 _TRIED = 4096
@@ -95,7 +89,8 @@ class Graph:
                 near[: min(bits, 2)] ^= random.integers(0, 2, (min(bits, 2), _TRIED), dtype=np.uint8) & (kind == 6)
                 values = np.where((kind == 6) | (kind == 7), near, values)
             self._words[bits] = values
-        return np.packbits(values, axis=1)
+        packed: Packed = np.packbits(values, axis=1)
+        return packed
 
     def _node(self, kind: str, a: int, b: int, c: int = 0) -> int:
         key = (kind, a, b, c)
@@ -287,7 +282,8 @@ class Graph:
                     after[i + 1].append(self.or_(self.and_(x, y), self.and_(half, z)))
                 after[i] += column[whole:]
             columns = [[bit for bit in column if bit] for column in after[:bits]]
-        return self.add(*([column[k] if k < len(column) else 0 for column in columns] for k in (0, 1)))
+        left, right = ([column[k] if k < len(column) else 0 for column in columns] for k in (0, 1))
+        return self.add(left, right)
 
     def multiply(self, a: Sequence[int], b: Sequence[int], bits: int) -> Bits:
         """a · b without signs, cut to `bits`."""
@@ -320,32 +316,10 @@ class Graph:
                 edges = np.array(made, dtype=np.int64)[where].reshape(keys.shape)
         return [int(bit) for bit in edges[:, 0]]
 
-    def _depend_on_others(self, outputs: Sequence[int], inputs: Sequence[int]) -> bool:
-        """Whether a way leads from the outputs to an input of the unit past `inputs`: by a gate that was merged."""
-        known = {0, *(bit >> 1 for bit in inputs)}
-        read = {bit >> 1 for node in self._reached(outputs, inputs) for bit in self._gates[node][1:]}
-        read |= {bit >> 1 for bit in outputs}
-        return any(self._gates[node][0] == "input" for node in read - known)
-
-    def collapse(self, outputs: Sequence[int], inputs: Sequence[int]) -> Bits:
-        """The outputs as a table of a few bits that they depend on, where that takes fewer gates than they do."""
-        n = len({bit >> 1 for bit in inputs})
-        if not 0 < n == len(inputs) <= _FEW or min(inputs) < 2 or self._depend_on_others(outputs, inputs):
-            return list(outputs)
-        places = np.arange(1 << n)
-        rows = np.stack([((places >> i) & 1).astype(np.uint8) for i in range(n)])
-        made = np.unpackbits(self.run(outputs, inputs, np.packbits(rows, axis=1)), axis=1)[:, : 1 << n]
-        entries = (made.T.astype(object) << np.arange(len(outputs))).sum(axis=1)
-        table = self.look_up(inputs, [int(entry) for entry in entries], len(outputs))
-        sizes = [sum(_SIZES[self._gates[node][0]] for node in self._reached(bits, inputs)) for bits in (outputs, table)]
-        return table if sizes[1] < sizes[0] else list(outputs)
-
     # What is told of it
 
-    def _reached(self, outputs: Sequence[int], cut: Sequence[int] = ()) -> list[int]:
+    def _reached(self, outputs: Sequence[int]) -> list[int]:
         seen = bytearray(len(self._gates))
-        for bit in cut:
-            seen[bit >> 1] = 1
         ahead = [bit >> 1 for bit in outputs]
         found = []
         while ahead:
@@ -382,24 +356,25 @@ class Graph:
         """What comes out for many inputs at once.
 
         Args:
-            inputs: literals of all inputs, or of bits that stand for them.
+            inputs: literals of all inputs.
             values: uint8 [inputs, n / 8], eight of them a byte.
         Returns: uint8 [outputs, n / 8].
         """
-        known = {bit >> 1: ~row if bit & 1 else row for bit, row in zip(inputs, values, strict=True)}
+        known = dict(zip([bit >> 1 for bit in inputs], values, strict=True))
         known[0] = np.zeros(values.shape[1], dtype=np.uint8)
 
         def of(bit: int) -> Packed:
             return ~known[bit >> 1] if bit & 1 else known[bit >> 1]
 
         # a gate's number is above those of what it reads
-        for node in sorted(self._reached(outputs, inputs)):
+        for node in sorted(self._reached(outputs)):
             kind, a, b, c = self._gates[node]
             if kind == "mux":
                 known[node] = (of(a) & of(b)) | (of(a ^ 1) & of(c))
             else:
                 known[node] = of(a) & of(b) if kind == "and" else of(a) ^ of(b)
-        return np.stack([of(bit) for bit in outputs])
+        made: Packed = np.stack([of(bit) for bit in outputs])
+        return made
 
 
 def _nodes(columns: npt.NDArray[np.int64]) -> int:

@@ -1,9 +1,9 @@
 """An estimate of a datapath's hardware in milliseconds, without any tool: for sweeps of thousands (docs/cost.md).
 
 Every unit is built as a graph of gates (:mod:`lnsdeploy.cost.gates`), constants folded and equal gates shared, and the
-gates are counted by kind and by part of the unit. What a gate of each kind costs, and by what each part comes out larger
-or smaller than that, is fitted to synthesised points (:mod:`lnsdeploy.cost.fit`); the errors on points that were held
-out are in `model.json` and in docs/cost.md. A flip-flop is no estimate: it has the transistors that it has.
+gates are counted by kind and by part of the unit. What a gate of each kind costs, and by what each part comes out
+larger or smaller than that, is fitted to synthesised points (:mod:`lnsdeploy.cost.fit`); the errors on points that
+were held out are in `model.json` and in docs/cost.md. A flip-flop is no estimate: it has the transistors it has.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from lnsdeploy.cost import gates, synthesis, units
+from lnsdeploy.cost.graph import Bits, Graph, constant
 from lnsdeploy.datapath import Datapath
 from lnsdeploy.errors import BadFileError, BadValueError
 from lnsdeploy.files import read_bytes
 from lnsdeploy.rtl.parameters import PEParameters
-from lnsdeploy.cost.graph import Bits, Graph, constant
+from lnsdeploy.rtl.roms import ROM_CONSTANTS
 from lnsdeploy.rtl.vectors import example_plan
 
 MODEL = Path(__file__).parent / "model.json"
@@ -132,14 +133,14 @@ def _held(g: Graph, after: Sequence[int], before: Sequence[int], on: int) -> Bit
     return g.choose(on, after, before)
 
 
-def _linear_lane(g: Graph, pe: PEParameters, align: int) -> tuple[Bits, int, Bits, Bits]:
-    """lns_mul and lns_term: magnitude, sign, bin, and the bits that they are functions of."""
+def _linear_lane(g: Graph, pe: PEParameters, align: int) -> tuple[Bits, int, Bits]:
+    """lns_mul and lns_term: magnitude, sign, bin."""
     v = pe.values
     with g.part("multiplier"):
         sign, zero, code = gates.multiplier(g, v, *_ports(g, v))
     with g.part("alignment"):
         magnitude, index = gates.term(g, v, pe.roms, code, zero, align)
-    return magnitude, sign, index, [*code, zero, sign]
+    return magnitude, sign, index
 
 
 def _log_lane(g: Graph, pe: PEParameters, scale: int) -> tuple[int, Bits]:
@@ -152,16 +153,14 @@ def _log_lane(g: Graph, pe: PEParameters, scale: int) -> tuple[int, Bits]:
         return g.and_(sign, g.any_(entered)), entered
 
 
-def _bins(
-    g: Graph, pe: PEParameters, lanes: Sequence[tuple[Bits, int, Bits]], before: Sequence[Bits], origin: Bits
-) -> list[Bits]:
+def _bins(g: Graph, pe: PEParameters, lanes: Sequence[tuple[Bits, int, Bits]], before: Sequence[Bits]) -> list[Bits]:
     """lns_lin_step: the bins' accumulators after a step."""
     terms = [(magnitude, sign) for magnitude, sign, _ in lanes]
     with g.part("accumulator"):
         if len(before) == 1:
-            return [gates.step_bin(g, pe.values, terms, [1] * len(lanes), before[0], origin)]
+            return [gates.step_bin(g, pe.values, terms, [1] * len(lanes), before[0])]
         return [
-            gates.step_bin(g, pe.values, terms, [gates.equals(g, at, number) for _, _, at in lanes], word, origin)
+            gates.step_bin(g, pe.values, terms, [gates.equals(g, at, number) for _, _, at in lanes], word)
             for number, word in enumerate(before)
         ]
 
@@ -210,8 +209,7 @@ def _mac(pe: PEParameters, scale: int, plus: Sequence[int]) -> Sketch:
     else:
         words = [g.word(v["ACC_BITS"]) for _ in range(pe.datapath.linear.bins)]
         before = [bit for word in words for bit in word]
-        *lane, origin = _linear_lane(g, pe, scale)
-        after = [bit for word in _bins(g, pe, [tuple(lane)], words, origin) for bit in word]
+        after = [bit for word in _bins(g, pe, [_linear_lane(g, pe, scale)], words) for bit in word]
     with g.part("accumulator"):
         after = g.masked(_held(g, after, before, valid), reset)
     return _sketch(g, after, Counter(accumulator=len(after)))
@@ -233,7 +231,7 @@ def _element(pe: PEParameters, scale: int, plus: Sequence[int]) -> Sketch:
         sign, code = _log_lane(lane, pe, scale)
         term = [*code, sign]
     else:
-        magnitude, sign, index, _ = _linear_lane(lane, pe, scale)
+        magnitude, sign, index = _linear_lane(lane, pe, scale)
         # without bins there is one, and nothing says which
         term = [*magnitude, sign, *(index if v["CONVERSION"] else [])]
     count(_sketch(lane, term), lanes)
@@ -248,7 +246,7 @@ def _element(pe: PEParameters, scale: int, plus: Sequence[int]) -> Sketch:
             (step.word(len(magnitude)), step.word(1)[0], step.word(len(index)) if v["CONVERSION"] else [])
             for _ in range(lanes)
         ]
-        count(_sketch(step, [bit for word in _bins(step, pe, terms, words, []) for bit in word]))
+        count(_sketch(step, [bit for word in _bins(step, pe, terms, words) for bit in word]))
         state = sum(map(len, words))
     count(finish)
     # what is taken before a step, and by every register with an enable
@@ -271,7 +269,7 @@ def sketches(datapath: Datapath, lanes: int = 1) -> tuple[dict[str, Sketch], PEP
     scalar = units.parameters(units.with_lanes(datapath, 1))
     pe = units.parameters(units.with_lanes(datapath, lanes)) if lanes > 1 else scalar
     scale = int(pe.scales(example_plan(datapath), 1)[0])
-    plus: Sequence[int] = () if datapath.is_linear else datapath.tables()["delta_plus"]
+    plus: Sequence[int] = () if datapath.is_linear else datapath.tables()["delta_plus"].tolist()
     found = {"multiplier": _multiplier(scalar)}
     if datapath.is_linear:
         found["linear-to-log converter"] = _finish(scalar)
@@ -287,7 +285,7 @@ def sketches(datapath: Datapath, lanes: int = 1) -> tuple[dict[str, Sketch], PEP
 
 
 def _longer(few: Sketch, more: Sketch, lanes: int) -> Sketch:
-    """An element of more lanes than two others: gates on a line through theirs, levels on one through the logarithms."""
+    """An element of more lanes than two others: gates on a line through theirs, levels on one by logarithm."""
     ratio = (lanes - LANES[0]) / (LANES[1] - LANES[0])
     steps = _lg(lanes / LANES[0]) / _lg(LANES[1] / LANES[0])
 
