@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,7 @@ import numpy.typing as npt
 
 from lnsdeploy.cost import model, synthesis, units
 from lnsdeploy.datapath import Datapath, LinearAccumulator, LogAccumulator, load_datapath, named_datapaths
-from lnsdeploy.delta import (
-    Cordic,
-    Cotransform,
-    Delta,
-    Exact,
-    Interpolated,
-    Max,
-    Mitchell,
-    Polynomial,
-    Shift,
-    Table,
-)
+from lnsdeploy.delta import METHODS, Delta
 from lnsdeploy.errors import LNSError
 from lnsdeploy.files import read_bytes, write_text
 from lnsdeploy.formats import LNSFormat
@@ -110,22 +100,26 @@ class Point:
         }
 
 
-def _methods(rng: random.Random, gamma: int) -> Delta:
+# Ways to make Δ that are drawn from, and between which values each of their parameters; None is a step that fits γ.
+DRAWN: Sequence[tuple[str, Mapping[str, Sequence[Any] | None]]] = (
+    ("exact", {}),
+    ("exact", {}),
+    ("table", {"entries": (8, 12, 20, 32), "step": None, "sample": ("left", "middle")}),
+    ("table", {"entries": (16, 64), "step": None}),
+    ("interpolated", {"segments": (4, 8), "spacing": ("octave", "equal"), "slope_bits": (5, 8)}),
+    ("cotransform", {"split": (2, 3, 4)}),
+    ("mitchell", {}),
+    ("shift", {}),
+    ("polynomial", {"degree": (1, 2), "segments": (4,), "spacing": ("octave", "equal"), "width": (6, 8)}),
+    ("cordic", {"iterations": (6, 8), "width": (8, 12)}),
+    ("max", {}),
+)
+
+
+def _method(rng: random.Random, gamma: int) -> Delta:
     step = max(gamma >> rng.randint(0, 2), 1)
-    choices: list[Callable[[], Delta]] = [
-        Exact,
-        Exact,
-        lambda: Table(rng.choice((8, 12, 20, 32)), step, rng.choice(("left", "middle"))),
-        lambda: Table(rng.choice((16, 64)), step),
-        lambda: Interpolated(rng.choice((4, 8)), rng.choice(("octave", "equal")), rng.choice((5, 8))),
-        lambda: Cotransform(rng.choice((2, 3, 4))),
-        Mitchell,
-        Shift,
-        lambda: Polynomial(rng.choice((1, 2)), 4, rng.choice(("octave", "equal")), rng.choice((6, 8))),
-        lambda: Cordic(rng.choice((6, 8)), rng.choice((8, 12))),
-        Max,
-    ]
-    return rng.choice(choices)()
+    kind, ranges = rng.choice(DRAWN)
+    return METHODS[kind](**{name: step if values is None else rng.choice(values) for name, values in ranges.items()})
 
 
 def _drawn_datapath(rng: random.Random, name: str, linear: bool, widths: Sequence[int]) -> tuple[Datapath, int] | None:
@@ -157,7 +151,7 @@ def _drawn_datapath(rng: random.Random, name: str, linear: bool, widths: Sequenc
         accumulate = LogAccumulator(
             bits=bits - 1 + guard + rng.choice((0, 0, 1)),
             guard_bits=guard,
-            delta=_methods(rng, gamma << guard),
+            delta=_method(rng, gamma << guard),
             lanes=lanes,
         )
     try:
@@ -261,14 +255,12 @@ def load_points(path: Path = POINTS) -> tuple[list[Point], dict[str, Any]]:
 
 
 def _drawn(points: list[Point]) -> list[model.Sketch]:
-    made: dict[tuple[str, int], Any] = {}
-    found = []
-    for point in points:
-        key = (point.datapath.name, point.lanes)
-        if key not in made:
-            made[key] = model.sketches(point.datapath, point.lanes)[0]
-        found.append(made[key][point.unit])
-    return found
+    return [_units(point.datapath, point.lanes)[point.unit] for point in points]
+
+
+@lru_cache(maxsize=512)
+def _units(datapath: Datapath, lanes: int) -> dict[str, model.Sketch]:
+    return model.sketches(datapath, lanes)[0]
 
 
 def _solve(terms: Floats, fixed: Floats, target: Floats, prior: Floats, stiffness: Floats) -> Floats:

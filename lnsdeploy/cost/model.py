@@ -119,9 +119,9 @@ class Sketch:
         paths: levels of what may be its longest path, by part.
     """
 
-    gates: Mapping[tuple[str, str], float]
-    registers: Mapping[str, float]
-    paths: Sequence[Mapping[str, float]]
+    gates: Counter[tuple[str, str]]
+    registers: Counter[str]
+    paths: list[Counter[str]]
 
 
 def _ports(g: Graph, v: Mapping[str, int]) -> tuple[Bits, Bits]:
@@ -172,6 +172,15 @@ def _add(g: Graph, pe: PEParameters, plus: Sequence[int], x: tuple[int, Bits], y
         return [*code, sign]
 
 
+def _log_tree(g: Graph, pe: PEParameters, plus: Sequence[int], words: Sequence[tuple[int, Bits]]) -> Bits:
+    """lns_log_tree: code and sign."""
+    if len(words) == 1:
+        return [*words[0][1], words[0][0]]
+    left = 1 << ((len(words) - 1).bit_length() - 1)
+    (*x, x_sign), (*y, y_sign) = (_log_tree(g, pe, plus, part) for part in (words[:left], words[left:]))
+    return _add(g, pe, plus, (x_sign, x), (y_sign, y))
+
+
 def _sketch(g: Graph, outputs: Sequence[int], registers: Counter[str] | None = None) -> Sketch:
     return Sketch(g.count(outputs), registers or Counter(), [g.path(outputs)])
 
@@ -219,12 +228,12 @@ def _element(pe: PEParameters, scale: int, plus: Sequence[int]) -> Sketch:
     """lns_pe, its alignment tied: products, a register, their sum, a register, the output."""
     v, lanes = pe.values, pe.values["LANES"]
     total: Counter[tuple[str, str]] = Counter()
-    paths: list[Mapping[str, float]] = []
+    paths: list[Counter[str]] = []
 
     def count(sketch: Sketch, times: int = 1, on_path: int = 1) -> None:
         for key, number in sketch.gates.items():
-            total[key] += times * int(number)
-        paths.extend({part: on_path * levels for part, levels in path.items()} for path in sketch.paths)
+            total[key] += times * number
+        paths.extend(Counter({part: on_path * levels for part, levels in path.items()}) for path in sketch.paths)
 
     lane = Graph(merge=True)
     if v["LOG"]:
@@ -237,8 +246,15 @@ def _element(pe: PEParameters, scale: int, plus: Sequence[int]) -> Sketch:
     count(_sketch(lane, term), lanes)
     step, finish = Graph(merge=True), _finish(pe)
     if v["LOG"]:
-        # the tree and the accumulator: as many adders as lanes, all alike
-        count(_adder(pe, plus), lanes, 1 + (lanes - 1).bit_length())
+        last = _adder(pe, plus)
+        if all(bit > 1 for bit in code):
+            # lns_log_tree and the accumulator: as many adders as lanes, all alike
+            count(last, lanes, 1 + (lanes - 1).bit_length())
+        else:
+            # bits of terms that are always zero make the tree's adders smaller
+            words = [(step.word(1)[0], [bit and step.word(1)[0] for bit in code]) for _ in range(lanes)]
+            tree = _sketch(step, _log_tree(step, pe, plus, words))
+            count(Sketch(tree.gates + last.gates, Counter(), [tree.paths[0] + last.paths[0]]))
         state = v["ACC_BITS"] + 1
     else:
         words = [step.word(v["ACC_BITS"]) for _ in range(pe.datapath.linear.bins)]
@@ -289,8 +305,8 @@ def _longer(few: Sketch, more: Sketch, lanes: int) -> Sketch:
     ratio = (lanes - LANES[0]) / (LANES[1] - LANES[0])
     steps = _lg(lanes / LANES[0]) / _lg(LANES[1] / LANES[0])
 
-    def line(a: Mapping[Any, float], b: Mapping[Any, float], at: float) -> dict[Any, float]:
-        return {key: max(a.get(key, 0) + (b.get(key, 0) - a.get(key, 0)) * at, 0) for key in {**a, **b}}
+    def line(a: Counter[Any], b: Counter[Any], at: float) -> Counter[Any]:
+        return Counter({key: round(max(a[key] + (b[key] - a[key]) * at, 0)) for key in a | b})
 
     paths = [line(a, b, steps) for a, b in zip(few.paths, more.paths, strict=True)]
     return Sketch(line(few.gates, more.gates, ratio), line(few.registers, more.registers, ratio), paths)
