@@ -100,8 +100,8 @@ class Point:
         }
 
 
-# Ways to make Δ that are drawn from, and between which values each of their parameters; None is a step that fits γ.
-DRAWN: Sequence[tuple[str, Mapping[str, Sequence[Any] | None]]] = (
+# Ways to make Δ that are drawn from, and their parameters: tuples are drawn from too, None is a step that fits γ.
+DRAWN: Sequence[tuple[str, Mapping[str, Any]]] = (
     ("exact", {}),
     ("exact", {}),
     ("table", {"entries": (8, 12, 20, 32), "step": None, "sample": ("left", "middle")}),
@@ -110,7 +110,7 @@ DRAWN: Sequence[tuple[str, Mapping[str, Sequence[Any] | None]]] = (
     ("cotransform", {"split": (2, 3, 4)}),
     ("mitchell", {}),
     ("shift", {}),
-    ("polynomial", {"degree": (1, 2), "segments": (4,), "spacing": ("octave", "equal"), "width": (6, 8)}),
+    ("polynomial", {"degree": (1, 2), "segments": 4, "spacing": ("octave", "equal"), "width": (6, 8)}),
     ("cordic", {"iterations": (6, 8), "width": (8, 12)}),
     ("max", {}),
 )
@@ -119,7 +119,8 @@ DRAWN: Sequence[tuple[str, Mapping[str, Sequence[Any] | None]]] = (
 def _method(rng: random.Random, gamma: int) -> Delta:
     step = max(gamma >> rng.randint(0, 2), 1)
     kind, ranges = rng.choice(DRAWN)
-    return METHODS[kind](**{name: step if values is None else rng.choice(values) for name, values in ranges.items()})
+    drawn = {name: rng.choice(values) if isinstance(values, tuple) else values for name, values in ranges.items()}
+    return METHODS[kind](**{name: step if value is None else value for name, value in drawn.items()})
 
 
 def _drawn_datapath(rng: random.Random, name: str, linear: bool, widths: Sequence[int]) -> tuple[Datapath, int] | None:
