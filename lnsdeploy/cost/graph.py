@@ -360,11 +360,12 @@ class Graph:
             values: uint8 [inputs, n / 8], eight of them a byte.
         Returns: uint8 [outputs, n / 8].
         """
-        known = dict(zip([bit >> 1 for bit in inputs], values, strict=True))
+        known: dict[int, Packed] = dict(zip([bit >> 1 for bit in inputs], values, strict=True))
         known[0] = np.zeros(values.shape[1], dtype=np.uint8)
 
         def of(bit: int) -> Packed:
-            return ~known[bit >> 1] if bit & 1 else known[bit >> 1]
+            row = known[bit >> 1]
+            return np.bitwise_not(row) if bit & 1 else row
 
         # a gate's number is above those of what it reads
         for node in sorted(self._reached(outputs)):

@@ -252,8 +252,8 @@ def _element(pe: PEParameters, scale: int, plus: Sequence[int]) -> Sketch:
             count(last, lanes, 1 + (lanes - 1).bit_length())
         else:
             # bits of terms that are always zero make the tree's adders smaller
-            words = [(step.word(1)[0], [bit and step.word(1)[0] for bit in code]) for _ in range(lanes)]
-            tree = _sketch(step, _log_tree(step, pe, plus, words))
+            entered = [(step.word(1)[0], [bit and step.word(1)[0] for bit in code]) for _ in range(lanes)]
+            tree = _sketch(step, _log_tree(step, pe, plus, entered))
             count(Sketch(tree.gates + last.gates, Counter(), [tree.paths[0] + last.paths[0]]))
         state = v["ACC_BITS"] + 1
     else:

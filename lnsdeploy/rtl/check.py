@@ -31,11 +31,12 @@ from lnsdeploy.delta import (
     Shift,
     Table,
 )
+from lnsdeploy.emulator.plan import DotPlan
 from lnsdeploy.files import read_bytes, write_text
 from lnsdeploy.formats import LNSFormat
 from lnsdeploy.rtl import designs, simulate, vectors
 from lnsdeploy.rtl.designs import ArrayShape, Design
-from lnsdeploy.rtl.parameters import Ints
+from lnsdeploy.rtl.parameters import Ints, PEParameters
 from lnsdeploy.rtl.simulate import SimulationError
 from lnsdeploy.rtl.vectors import Vectors
 
@@ -100,22 +101,24 @@ def units(count: int) -> Iterator[Comparison]:
     """Multipliers, adders and encoders; all pairs up to 8 bits, `count` vectors above."""
     for bits, gamma in WIDTHS:
         fmt = LNSFormat(bits, gamma)
-        pairs = partial(_pairs, fmt, count)
-        yield Comparison(
-            designs.multiplier(fmt, fmt), count, lambda f=fmt, p=pairs: vectors.multiplier_vectors(f, f, *p())
-        )
+        yield Comparison(designs.multiplier(fmt, fmt), count, partial(_multiplier_vectors, fmt, count))
         for method in methods_for(gamma):
             accumulator = LogAccumulator(bits=bits - 1, delta=method)
-            yield Comparison(
-                designs.log_adder(accumulator, gamma),
-                count,
-                lambda a=accumulator, g=gamma, p=pairs: vectors.adder_vectors(a, g, *p()),
-            )
-        yield Comparison(
-            designs.float_encoder(fmt, "zero"),
-            count,
-            lambda f=fmt, g=gamma: vectors.encoder_vectors(f, "zero", _floats(g, count), -g * 3),
-        )
+            made = partial(_adder_vectors, accumulator, fmt, count)
+            yield Comparison(designs.log_adder(accumulator, gamma), count, made)
+        yield Comparison(designs.float_encoder(fmt, "zero"), count, partial(_encoder_vectors, fmt, count))
+
+
+def _multiplier_vectors(fmt: LNSFormat, count: int) -> Vectors:
+    return vectors.multiplier_vectors(fmt, fmt, *_pairs(fmt, count))
+
+
+def _adder_vectors(accumulator: LogAccumulator, fmt: LNSFormat, count: int) -> Vectors:
+    return vectors.adder_vectors(accumulator, fmt.gamma, *_pairs(fmt, count))
+
+
+def _encoder_vectors(fmt: LNSFormat, count: int) -> Vectors:
+    return vectors.encoder_vectors(fmt, "zero", _floats(fmt.gamma, count), -fmt.gamma * 3)
 
 
 def _accumulators(datapath: Datapath, count: int, exhaustive: bool) -> Ints:
@@ -133,17 +136,19 @@ def converters(count: int, exhaustive: bool) -> Iterator[Comparison]:
         datapath = load_datapath(name)
         if not datapath.is_linear:
             continue
-        parameters, plan, _ = vectors.example(datapath, 1, 1, 16)
-        yield Comparison(
-            designs.linear_term(parameters), count, lambda pe=parameters, p=plan: vectors.term_vectors(pe, p)
-        )
-        yield Comparison(
-            designs.linear_finish(parameters),
-            count,
-            lambda pe=parameters, p=plan, d=datapath: vectors.finish_vectors(
-                pe, p, _accumulators(d, count, exhaustive)
-            ),
-        )
+        pe, plan, _ = vectors.example(datapath, 1, 1, 16)
+        yield Comparison(designs.linear_term(pe), count, partial(vectors.term_vectors, pe, plan))
+        made = partial(_finish_vectors, pe, plan, count, exhaustive)
+        yield Comparison(designs.linear_finish(pe), count, made)
+
+
+def _finish_vectors(pe: PEParameters, plan: DotPlan, count: int, exhaustive: bool) -> Vectors:
+    return vectors.finish_vectors(pe, plan, _accumulators(pe.datapath, count, exhaustive))
+
+
+def _element_vectors(datapath: Datapath, side: int, depth: int) -> Vectors:
+    pe, plan, (a, w, bias) = vectors.example(datapath, side, side, depth)
+    return vectors.pe_vectors(pe, plan, a, w, bias)
 
 
 def elements(outputs: int) -> Iterator[Comparison]:
@@ -155,17 +160,13 @@ def elements(outputs: int) -> Iterator[Comparison]:
             datapath = load_datapath(name)
             datapath = replace(datapath, accumulate=replace(datapath.accumulate, lanes=lanes))
             depth = 3 * lanes + 1
-
-            def element(d: Datapath = datapath, k: int = depth) -> Vectors:
-                parameters, plan, (a, w, bias) = vectors.example(d, side, side, k)
-                return vectors.pe_vectors(parameters, plan, a, w, bias)
-
             parameters, _, _ = vectors.example(datapath, 1, side, depth)
-            yield Comparison(designs.vector_pe(parameters), outputs, element)
+            made = partial(_element_vectors, datapath, side, depth)
+            yield Comparison(designs.vector_pe(parameters), outputs, made)
             for m, n, k in ((9, 17, 40), (33, 10, 27), (5, 3, 64)):
                 parameters, plan, (a, w, bias) = vectors.example(datapath, m, n, k, seed=m)
-                made = (parameters, shape, plan, a, w, bias)
-                yield Comparison(designs.array(parameters, shape), m * n * k, partial(vectors.array_vectors, *made))
+                made = partial(vectors.array_vectors, parameters, shape, plan, a, w, bias)
+                yield Comparison(designs.array(parameters, shape), m * n * k, made)
 
 
 @lru_cache(maxsize=1)
