@@ -506,8 +506,11 @@ def _export_rtl(run: Path, output: Path, datapath: str | None, data_dir: Path | 
 
 
 @cli.command()
-@click.argument("datapath")
-@click.option("--lanes", type=click.IntRange(1, 1024), default=1, show_default=True, help="Also a PE of so many.")
+@click.argument("datapath", required=False)
+@click.option("--all", "everything", is_flag=True, help="Every unit of the library and every baseline; no DATAPATH.")
+@click.option(
+    "--lanes", type=click.IntRange(1, 1024), default=None, help="Also a PE of so many. [default: 1; with --all 16]"
+)
 @click.option(
     "--liberty", type=click.Path(path_type=Path), default=None, metavar="FILE", help="Cells: area in their unit too."
 )
@@ -525,8 +528,9 @@ def _export_rtl(run: Path, output: Path, datapath: str | None, data_dir: Path | 
 @click.option("--system", type=click.Path(path_type=Path), default=None, metavar="FILE", help="The array's TOML. [net]")
 @_json
 def cost(
-    datapath: str,
-    lanes: int,
+    datapath: str | None,
+    everything: bool,
+    lanes: int | None,
     liberty: Path | None,
     runs: int,
     alone: bool,
@@ -547,7 +551,19 @@ def cost(
       lnsdeploy cost gauss-8 --lanes 16 --json
       lnsdeploy cost gauss-8 --lanes 16 --model
       lnsdeploy cost gauss-8 --net run --json
+      lnsdeploy cost --all
     """
+    if everything:
+        options = {"DATAPATH": datapath, "--net": net, "--model": modelled, "--energy": with_energy}
+        options |= {"--no-baselines": alone, "--system": system}
+        for option, given in options.items():
+            if given:
+                raise BadValueError(f"--all tells every unit with its baselines: leave out {option}")
+        _cost_all(lanes or 16, liberty, runs, as_json)
+        return
+    if datapath is None:
+        raise click.UsageError("give a DATAPATH, or --all")
+    lanes = lanes or 1
     if system is not None and net is None:
         raise BadValueError("--system describes the array of a net: give --net too")
     if modelled:
@@ -583,6 +599,21 @@ def cost(
         click.echo(f"{'mac':<32} {told['per_mac']:>11.0f} ({told['settled']:.0f})")
         for name, value in told["baselines"].items():
             click.echo(f"{name:<32} {value:>11.0f} ({told['settled_baselines'][name]:.0f})")
+
+
+def _cost_all(lanes: int, liberty: Path | None, runs: int, as_json: bool) -> None:
+    """`cost --all`: a row as soon as it is there."""
+    from lnsdeploy.cost import synthesis, table
+
+    tool, found = synthesis.best().version, {}
+    if not as_json:
+        click.echo(f"{tool}, {runs} runs\n\n{table.head(liberty is not None)}")
+    for name, row in table.all_rows(lanes=lanes, liberty=liberty, runs=runs):
+        found[name] = row.to_dict()
+        if not as_json:
+            click.echo(table.line(name, row))
+    if as_json:
+        _print_json({"tool": tool, "lanes": lanes, "units": found})
 
 
 def _cost_net(net: Path, datapath: str, system: Path | None, with_energy: bool) -> Whole:
