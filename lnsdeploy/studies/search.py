@@ -158,7 +158,7 @@ class Queue:
         deaths = self.deaths() if missing else {}
         count = 0
         for place, point in missing:
-            outcome = self.elsewhere.get(point.fingerprint)
+            outcome = self.known_elsewhere(point)
             if deaths.get(point.fingerprint, 0) >= ATTEMPTS:
                 outcome = Outcome("failed", f"its process died {ATTEMPTS} times", {}, {}, {}, [])
             if outcome is None and ahead is not None and waiting >= ahead:
@@ -222,6 +222,13 @@ class Queue:
             worst[direction] if value is None else float(value)
             for value, direction in zip(found, directions, strict=True)
         ]
+
+    def known_elsewhere(self, point: Point) -> Outcome | None:
+        """What another study has found out about a point, if it asked for all that this one needs."""
+        found = self.elsewhere.get(point.fingerprint)
+        if found is None or (found.state == "complete" and any(found.values.get(n) is None for n in self.study.needed)):
+            return None
+        return found
 
     @cached_property
     def elsewhere(self) -> dict[str, Outcome]:
