@@ -42,12 +42,13 @@ VALUES = {
     "sqnr_db": ("maximize", "dB"),
     "transistors": ("minimize", "transistors of a MAC"),
     "depth": ("minimize", "gates"),
-    "energy": ("minimize", "of a MAC, relative"),
+    "energy": ("minimize", "transistor gates charged or discharged a product"),
     "table_bits": ("minimize", "bits"),
     "size_bytes": ("minimize", "bytes of weights"),
 }
-# Known from the datapath and the net alone, before anything is emulated.
-CHEAP = ("transistors", "depth", "energy", "table_bits", "size_bytes")
+# Costs. Energy alone needs the operands of the net itself, and Yosys; the others are known before anything is emulated.
+COSTS = ("transistors", "depth", "energy", "table_bits", "size_bytes")
+CHEAP = tuple(name for name in COSTS if name != "energy")
 ACCURACIES = ("post-training", "fine-tuned", "trained")
 METHODS = ("grid", "random", "tpe", "nsga2")
 BASELINES = ("float32", "int8", "int4", "fp8-e4m3", "fp8-e5m2")
@@ -246,6 +247,11 @@ class Study:
             "spec": SPEC_VERSION,
         }
         return _digest(parts)
+
+    @cached_property
+    def needed(self) -> frozenset[str]:
+        """Values that it is decided by."""
+        return frozenset({*self.objectives, *(constraint.value for constraint in self.constraints)})
 
     @cached_property
     def dimensions(self) -> dict[str, tuple[Choice, ...]]:

@@ -13,6 +13,7 @@ from typing import Any
 from lnsdeploy.errors import BadFileError
 from lnsdeploy.files import make_folder, write_json, write_text
 from lnsdeploy.studies.points import Outcome, float_file, float_name, histograms
+from lnsdeploy.studies.pricing import require_tools
 from lnsdeploy.studies.search import Job, Progress, default_storage, search
 from lnsdeploy.studies.space import VALUES, Point, Study, load_study
 
@@ -66,9 +67,15 @@ class StudyResult:
                 + " ".join(f"{show_value(name, point['values'].get(name)):>12}" for name in names)
                 for point in shown
             ]
+        wrong = [point for point in self.points if point["state"] == "failed"]
+        lines += [f"{point['net']:<16} {point['label']:<34} failed: {point['reason']}" for point in wrong[:MAX_TOLD]]
+        if len(wrong) > MAX_TOLD:
+            lines.append(f"and {len(wrong) - MAX_TOLD} more failed")
         return "\n".join(lines)
 
 
+# Failed points whose reasons are printed.
+MAX_TOLD = 5
 STATES = ("complete", "pruned", "infeasible", "failed")
 
 
@@ -126,6 +133,7 @@ def run_study(
         study, base = source, folder or Path()
     else:
         study, base = load_study(source, data_dir=data_dir), Path(source).parent
+    require_tools(study.needed)
     target = make_folder(out)
     for net in study.nets:
         # once, before workers wait for one another; and a net that is wrong ends the study at once
