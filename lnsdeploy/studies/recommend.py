@@ -19,6 +19,7 @@ from lnsdeploy.studies.points import Outcome, evaluate, float_file
 from lnsdeploy.studies.search import Progress
 from lnsdeploy.studies.space import CHEAP, Point, Study, parse_study
 from lnsdeploy.studies.study import show_value
+from lnsdeploy.training.arrays import names_arrays
 
 # What is tried without --space: every width from 3 to 8 with the usual γ, each kind of accumulation, table and Δ.
 SPACE: dict[str, Any] = {
@@ -211,6 +212,8 @@ def _study(
         if data is None:
             raise BadValueError(f"{net}: name the data set with labels that it is judged by: --data digits, or mnist …")
         entry |= {"file": str(net.absolute()), "data": data}
+    if names_arrays(entry["data"]) and data_dir is None:
+        entry["data"] = str(Path(entry["data"]).absolute())
     if data_dir is not None:
         entry["data_dir"] = str(Path(data_dir).absolute())
     chosen: Any = SPACE

@@ -15,6 +15,7 @@ from lnsdeploy.files import make_folder, write_json, write_text
 from lnsdeploy.studies.points import Outcome, float_file, float_name, histograms
 from lnsdeploy.studies.search import Job, Progress, default_storage, search
 from lnsdeploy.studies.space import VALUES, Point, Study, load_study
+from lnsdeploy.training.arrays import names_arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,10 +240,11 @@ def _command(study: Study, point: Point) -> str:
     if point.datapath is None:
         return ""
     net = study.net(point.net)
-    line = ["lnsdeploy", "export", f"nets/{float_name(net)}", "--datapath", "point.toml", "--calibration", net.data]
+    data = str(Path(net.data).absolute()) if names_arrays(net.data) and net.data_dir is None else net.data
+    line = ["lnsdeploy", "export", f"nets/{float_name(net)}", "--datapath", "point.toml", "--calibration", data]
     line += ["--sample", str(study.evaluate.sample), "-o", "point.lns.onnx"]
     where = [] if net.data_dir is None else ["--data-dir", net.data_dir]
-    again = ["lnsdeploy", "emulate", "point.lns.onnx", "--data", net.data]
+    again = ["lnsdeploy", "emulate", "point.lns.onnx", "--data", data]
     return f"{shlex.join([*line, *where])} && {shlex.join([*again, *where])}"
 
 
