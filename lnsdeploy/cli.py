@@ -315,7 +315,11 @@ def _dataset(artifact: Artifact, data: str | None, data_dir: Path | None) -> Dat
 
     metadata = artifact.graph.metadata
     name = data or metadata.get("data") or ("synthetic" if "calibration" in metadata else "digits")
-    if name not in data_names() and not is_split(Path(name)) and (name in ("synthetic", "folder") or Path(name).exists()):
+    if (
+        name not in data_names()
+        and not is_split(Path(name))
+        and (name in ("synthetic", "folder") or Path(name).exists())
+    ):
         from lnsdeploy.exporters.calibration import load_inputs
 
         what = None if name == "synthetic" else data_dir if name == "folder" and data_dir else name

@@ -41,9 +41,9 @@ VALUES = {
     "accuracy": ("maximize", "share of right answers"),
     "drop": ("minimize", "share of right answers lost against float32"),
     "sqnr_db": ("maximize", "dB"),
-    "transistors": ("minimize", "transistors of a MAC"),
+    "transistors": ("minimize", "per MAC"),
     "depth": ("minimize", "gates"),
-    "energy": ("minimize", "of a MAC, relative"),
+    "energy": ("minimize", "per MAC, relative"),
     "table_bits": ("minimize", "bits"),
     "size_bytes": ("minimize", "bytes of weights"),
 }

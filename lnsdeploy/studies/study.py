@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -273,7 +274,7 @@ def mark_front(points: Sequence[dict[str, Any]], objectives: Mapping[str, str]) 
 
 
 def _delta_tables(study: Study, found: Sequence[tuple[int, Point, Outcome, Any]]) -> list[dict[str, Any]]:
-    """The Δ⁺ tables that log points used, once each, beside the exact one; at most eight."""
+    """The Δ⁺ tables that log points used, once each, beside the real function; at most eight."""
     from lnsdeploy.delta import Exact
 
     made: dict[str, dict[str, Any]] = {}
@@ -287,15 +288,16 @@ def _delta_tables(study: Study, found: Sequence[tuple[int, Point, Outcome, Any]]
         if label in made:
             continue
         got = [int(v) for v in log.delta.tables(gamma).plus]
-        exact = [int(v) for v in Exact().tables(gamma).plus]
-        length = min(max(len(got), len(exact)), 16 * gamma)
-        got, exact = ((v + [0] * length)[:length] for v in (got, exact))
+        length = min(max(len(got), len(Exact().tables(gamma).plus)), 16 * gamma)
+        got = (got + [0] * length)[:length]
+        exact = [round(gamma * math.log2(1 + 2 ** (-d / gamma)), 4) for d in range(length)]
         made[label] = {
             "label": label,
+            "gamma": gamma,
             "d": list(range(length)),
             "approximation": got,
             "exact": exact,
-            "ulp": [a - b for a, b in zip(got, exact, strict=True)],
+            "ulp": [round(a - b, 4) for a, b in zip(got, exact, strict=True)],
         }
     return list(made.values())
 

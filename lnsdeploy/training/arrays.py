@@ -69,7 +69,9 @@ def read_arrays(path: Path) -> tuple[dict[str, npt.NDArray[Any]], int]:
         if x.dtype.kind not in "fiub" or x.ndim < 2 or not x.size:
             raise BadFileError(f"{path}: {part}_x must be numbers [n, …], not {x.dtype} of the shape {list(x.shape)}")
         if y.dtype.kind not in "iu" or y.shape != (len(x),):
-            raise BadFileError(f"{path}: {part}_y must be {len(x)} integers, not {y.dtype} of the shape {list(y.shape)}")
+            raise BadFileError(
+                f"{path}: {part}_y must be {len(x)} integers, not {y.dtype} of the shape {list(y.shape)}"
+            )
         if not np.isfinite(x).all():
             raise BadFileError(f"{path}: {part}_x holds NaN or infinity")
         if y.min() < 0:
