@@ -211,7 +211,8 @@ def load_inputs(
 
     Args:
         what: an .npz or .npy file (of inputs, or of a whole data set: ``train_x``, ``train_y``, …), a folder of
-            pictures, the name of a data set, an array [n, …], any iterable of arrays (single inputs or batches, with labels as ``(x, y)`` or without), or None for made-up ones.
+            pictures, the name of a data set, an array [n, …], any iterable of arrays (single inputs or batches, with
+            labels as ``(x, y)`` or without), or None for made-up ones.
         shape: of the net's input, 0 for the batch axis.
         split: of a data set: ``"train"`` or ``"test"``.
         data_dir: where data sets lie that are files.
