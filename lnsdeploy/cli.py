@@ -99,7 +99,7 @@ def _train_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--data",
             default="digits",
             show_default=True,
-            help="digits, mnist, fashion-mnist, cifar10, cifar100, folder, or text:FILE.",
+            help="digits, mnist, fashion-mnist, cifar10, cifar100, folder, FILE.npz, or text:FILE.",
         ),
         _data_dir,
         click.option(
@@ -319,11 +319,16 @@ def _open(source: Path, datapath: str | None, limit: int | None, data: str | Non
 
 def _dataset(artifact: Artifact, data: str | None, data_dir: Path | None) -> Dataset | _Unlabelled:
     """What a net is run on: a data set; or a file, a folder of pictures, or made-up inputs of its shape."""
+    from lnsdeploy.training.arrays import is_split
     from lnsdeploy.training.data import data_names, load_data
 
     metadata = artifact.graph.metadata
     name = data or metadata.get("data") or ("synthetic" if "calibration" in metadata else "digits")
-    if name not in data_names() and (name in ("synthetic", "folder") or Path(name).exists()):
+    if (
+        name not in data_names()
+        and not is_split(Path(name))
+        and (name in ("synthetic", "folder") or Path(name).exists())
+    ):
         from lnsdeploy.exporters.calibration import load_inputs
 
         what = None if name == "synthetic" else data_dir if name == "folder" and data_dir else name
@@ -995,7 +1000,7 @@ def _counted() -> Iterator[Callable[[int, int, str], None]]:
 @cli.command()
 @click.option("--net", required=True, type=click.Path(path_type=Path), help="A float ONNX file or a run directory.")
 @click.option("--max-drop", type=float, required=True, metavar="POINTS", help="Accuracy that may be lost, in %.")
-@click.option("--data", default=None, help="Data set; a run brings its own.")
+@click.option("--data", default=None, help="Data set, or FILE.npz; a run brings its own.")
 @_data_dir
 @click.option("--space", type=click.Path(path_type=Path), default=None, metavar="TOML", help="A [space] to search.")
 @click.option("--cost", "by", default="transistors", show_default=True, help="What is to be small.")

@@ -20,6 +20,7 @@ from lnsdeploy.studies.pricing import require_tools
 from lnsdeploy.studies.search import Progress
 from lnsdeploy.studies.space import COSTS, Point, Study, parse_study
 from lnsdeploy.studies.study import show_value
+from lnsdeploy.training.arrays import names_arrays
 
 # What is tried without --space: every width from 3 to 8 with the usual γ, each kind of accumulation, table and Δ.
 SPACE: dict[str, Any] = {
@@ -213,6 +214,8 @@ def _study(
         if data is None:
             raise BadValueError(f"{net}: name the data set with labels that it is judged by: --data digits, or mnist …")
         entry |= {"file": str(net.absolute()), "data": data}
+    if names_arrays(entry["data"]) and data_dir is None:
+        entry["data"] = str(Path(entry["data"]).absolute())
     if data_dir is not None:
         entry["data_dir"] = str(Path(data_dir).absolute())
     chosen: Any = SPACE
