@@ -128,6 +128,11 @@ enum class Kind {
 
 struct Layer;
 
+/* An activation: by how much terms of the highest octave are shifted, and where its row begins in those of a block. */
+struct ShiftedEntry {
+  uint32_t shift, row;
+};
+
 /* One block of rows times some columns of a group. */
 struct Tile {
   const Layer* layer;
@@ -137,7 +142,14 @@ struct Tile {
   const void* a; /* packed activations [rows, depth]; expanded: [blocks of depth, rows, depth of a block] */
   void* acc;     /* [rows, columns of these panels], of Layer::acc_size bytes */
   int64_t least_code = 0, largest_code = 0; /* expanded: codes that occur in `a`, but for zero */
-  const uint64_t* planes = nullptr;         /* shifted: [rows, words of depth, positive and negative] bits of `a` */
+  /* shifted: activations that are not zero, [blocks of depth, rows, depth of a block]; how many, those of low octaves
+   * first and then all, [blocks of depth, rows, 2]; whether some are negative; and the accumulators' lower parts */
+  const ShiftedEntry* entries = nullptr;
+  const uint8_t* filled = nullptr;
+  bool both_signs = false;
+  int64_t block_depth = 0;
+  int32_t* low = nullptr;
+  uint8_t* lacking = nullptr; /* shifted: memory of rows × panel */
   int panel = 0;                            /* columns of a panel */
   int32_t* terms = nullptr;                 /* expanded: memory for the terms of a block, terms_bytes */
   const int32_t* entry_counts = nullptr;    /* bins: [rows, blocks of bin_block] */
@@ -198,7 +210,7 @@ struct Isa {
       mitchell_saturate, mitchell_lanes, gather_wrap, gather_saturate, gather_lanes, bins, log8, log16, log16_gather,
       log32;
   bool has_log8, has_log16;
-  bool prefers_shifted; /* even where products can be computed */
+  int64_t shifted_rows; /* rows from which on it pays to lay out the terms of an octave */
 };
 const Isa& isa_portable();
 #ifdef LNS_HAVE_AVX2
@@ -232,14 +244,20 @@ struct Layer {
   /* many rows of narrow activations: every term of a weight is laid out, so that a product is one load */
   bool expands = false;
   Kernel expanded;
-  int64_t expanded_step; /* the depth of a block */
   int64_t expanded_panels;
   std::vector<uint16_t> activation_rows; /* by word: where its terms begin, in bytes */
   /* shifted: terms of an octave are those of the highest one, shifted */
   bool shifts = false;
-  int64_t gamma;                           /* codes of an octave */
-  std::vector<uint32_t> activation_shifts; /* by word: where its terms begin, and by how much they are shifted */
-  Buffer<uint64_t> weight_planes;          /* [group][panel][words of depth][positive and negative][panel width] */
+  int64_t gamma;                               /* codes of an octave */
+  std::vector<ShiftedEntry> activation_shifts; /* by word; rows as if of the first depth */
+  std::vector<uint8_t> activation_low;         /* by word: whether its octave is one of the low ones */
+  int unit = 0;          /* accumulators are a multiple of 2^unit and a lower part, to which low octaves add */
+  bool truncates = true; /* terms have bits below the accumulator's */
+  std::vector<int32_t> low_start; /* of these lower parts, as expanded_start */
+  /* the terms of the highest octave of sums, by how far below its last one a sum is, and how far the highest octave of
+   * activations begins; negative if they are not so few */
+  int32_t octave_first = -1;
+  int32_t octave[8];
   Buffer<int16_t> weight_codes;            /* [group][panel][depth][panel width], signed */
   std::vector<int32_t> expanded_start;
   Buffer<int32_t> term_stream; /* terms by code sum, then zeros; zeros alone from zero_stream on */
@@ -304,7 +322,7 @@ constexpr int64_t expanded_depth = 4;
 /* Columns of a panel of bins, whatever the instruction set. */
 constexpr int bins_panel = 8;
 /* Shifted terms: codes of an octave, at most, and the depth of a block. */
-constexpr int64_t shifted_gamma = 16, shifted_depth = 8;
+constexpr int64_t shifted_gamma = 16, shifted_depth = 16;
 
 /* A zero in log kernels: below every code, and so far below that Δ is 0 for its distance. */
 constexpr int32_t no_code = -(1 << 29);

@@ -369,81 +369,172 @@ void expanded(const Tile& t) {
 }
 
 /* Where terms of one octave are those of the next, shifted (truncation composes): the terms of the highest octave are
- * laid out, γ rows for each sign, and a product is a load and a shift. Negative ones are one's complements, whose
- * arithmetic shift is that of the magnitude but for −1: how many there were is counted by bits, and added at the end.
- */
-LNS_INLINE void expand_octave(const Tile& t, const int16_t* codes, int32_t* rows) {
-  constexpr int kColumns = 4 * V;
-  const Layer& l = *t.layer;
-  const int gamma = static_cast<int>(l.gamma);
-  const int32_t highest = static_cast<int32_t>(max_code(l.activation) * l.activation_widen - l.gamma + 1);
-  for (int j = 0; j < 4; ++j) {
-    vi index, sign, used;
-    for (int c = 0; c < V; ++c) {
-      const int code = codes[j * V + c];
-      index[c] = code ? highest + (code < 0 ? -code : code) : static_cast<int32_t>(l.zero_stream);
-      sign[c] = code < 0 ? -1 : 0;
-      used[c] = code ? -1 : 0;
+ * laid out, γ rows for each sign that occurs, and a product is a load and a shift. Activations of zero are left out. */
+typedef int16_t vs_anywhere __attribute__((vector_size(kBytes / 2), may_alias, aligned(2)));
+typedef uint8_t vb __attribute__((vector_size(kBytes), may_alias));
+
+#if defined(LNS_AVX2)
+constexpr int64_t kShiftedRows = 24;
+#elif defined(LNS_AVX512)
+constexpr int64_t kShiftedRows = 64;
+#else
+constexpr int64_t kShiftedRows = 192;
+#endif
+
+/* Terms of some weights with the codes of the highest octave, in order: the magnitudes, zero for a weight of zero. */
+class Octave {
+ public:
+#if defined(LNS_AVX2)
+  explicit Octave(const Layer& l) : stream_(l), permutes_(l.octave_first >= 0), table_(_mm256_setzero_si256()) {
+    if (permutes_) table_ = _mm256_loadu_si256((const __m256i*)l.octave);
+    while ((int64_t{1} << log2_gamma_) < l.gamma) ++log2_gamma_;
+    first_ = l.octave_first;
+  }
+  template <class Put>
+  LNS_INLINE void operator()(vi magnitude, Put put) const {
+    if (!permutes_) return stream_(magnitude, put);
+    /* how many codes a sum is below the last of the highest octave: its low bits choose a remainder, the others say by
+     * how much to shift; all is shifted out for a weight of zero */
+    vi below = magnitude != 0 ? all(first_) - magnitude : all(1 << 24);
+    for (int64_t r = 0; r < stream_.gamma; ++r, below -= 1) {
+      put(r, (vi)_mm256_srlv_epi32(_mm256_permutevar8x32_epi32(table_, (__m256i)below),
+                                   _mm256_srli_epi32((__m256i)below, log2_gamma_)));
     }
-    *(vi*)(rows + j * V) = all(0);
-    for (int r = 0; r < gamma; ++r) {
-      const vi term = gather(l.term_stream.data(), index + r) ^ sign;
-      *(vi*)(rows + (1 + r) * kColumns + j * V) = term;
-      *(vi*)(rows + (1 + gamma + r) * kColumns + j * V) = ~term & used;
+  }
+#else
+  explicit Octave(const Layer& l) : stream_(l) {}
+  template <class Put>
+  LNS_INLINE void operator()(vi magnitude, Put put) const {
+    stream_(magnitude, put);
+  }
+#endif
+
+ private:
+  struct Stream {
+    const int32_t* terms;
+    int64_t gamma;
+    vi highest, zeros;
+    explicit Stream(const Layer& l)
+        : terms(l.term_stream.data()),
+          gamma(l.gamma),
+          highest(all(static_cast<int32_t>(max_code(l.activation) * l.activation_widen - l.gamma + 1))),
+          zeros(all(static_cast<int32_t>(l.zero_stream))) {}
+    template <class Put>
+    LNS_INLINE void operator()(vi magnitude, Put put) const {
+      vi index = magnitude != 0 ? highest + magnitude : zeros;
+      for (int64_t r = 0; r < gamma; ++r, index += 1) put(r, gather(terms, index));
+    }
+  } stream_;
+#if defined(LNS_AVX2)
+  bool permutes_;
+  int log2_gamma_ = 0;
+  int32_t first_;
+  __m256i table_;
+#endif
+};
+
+constexpr int kShiftedColumns = 4 * V;
+
+/* kTruncates: negative terms are one's complements, whose arithmetic shift is that of the magnitude but for −1; `lacking`
+ * has a row of ones for them for either sign of the activation. Else shifts lose nothing. */
+template <bool kTruncates>
+LNS_INLINE void lay_out(const Tile& t, const Octave& octave, const int16_t* codes, int32_t* rows, uint8_t* lacking) {
+  const int64_t other = t.layer->gamma * kShiftedColumns;
+  for (int j = 0; j < 4; ++j) {
+    const vi code = __builtin_convertvector(*(const vs_anywhere*)(codes + j * V), vi);
+    const vi sign = code >> 31, used = code != 0;
+    int32_t* const to = rows + j * V;
+    octave((code ^ sign) - sign, [&](int64_t r, vi term) __attribute__((always_inline)) {
+      const vi one = kTruncates ? term ^ sign : (term ^ sign) - sign;
+      *(vi*)(to + r * kShiftedColumns) = one;
+      if (t.both_signs) *(vi*)(to + other + r * kShiftedColumns) = kTruncates ? ~one & used : -one;
+    });
+  }
+  if (kTruncates) {
+    for (int c = 0; c < kShiftedColumns; ++c) lacking[c] = codes[c] < 0;
+    if (t.both_signs) {
+      for (int c = 0; c < kShiftedColumns; ++c) lacking[kShiftedColumns + c] = codes[c] > 0;
     }
   }
 }
 
-void shifted(const Tile& t) {
-  constexpr int64_t kStep = shifted_depth;
-  constexpr int kColumns = 4 * V;
-  constexpr int64_t kRow = (1 + 2 * shifted_gamma) * kColumns;
+/* What negative terms of all rows lack, counted in bytes, added to their sums. */
+void settle(const Tile& t, int32_t* acc) {
+  for (int64_t i = 0; i < t.rows * kShiftedColumns; ++i) acc[i] += t.lacking[i];
+  std::memset(t.lacking, 0, static_cast<size_t>(t.rows * kShiftedColumns));
+}
+
+/* kWide: accumulators are a multiple of 2^unit, modulo 2^32, and a lower part. Activations of high octaves add to the
+ * former alone; those of low ones add up for a block of depth, and are then split. */
+template <bool kTruncates, bool kWide>
+void shifted_with(const Tile& t) {
   const Layer& l = *t.layer;
+  const Octave octave(l);
   auto* acc = static_cast<int32_t*>(t.acc);
-  begin(t, acc, l.expanded_start, kColumns, l.expanded_panels);
-  static_assert(kStep * kRow * sizeof(int32_t) <= terms_bytes, "the terms of a block fit");
-  int32_t* const rows = t.terms;
-  const auto* a = static_cast<const uint32_t*>(t.a);
+  begin(t, acc, l.expanded_start, kShiftedColumns, l.expanded_panels);
+  if (kWide) begin(t, t.low, l.low_start, kShiftedColumns, l.expanded_panels);
+  if (kTruncates) std::memset(t.lacking, 0, static_cast<size_t>(t.rows * kShiftedColumns));
+  const int64_t step = t.block_depth, signs = t.both_signs ? 2 : 1, row = signs * l.gamma * kShiftedColumns;
+  auto* const lacking = (uint8_t*)t.terms + terms_bytes;
+  int lacking_shift = 2;
+  while ((int64_t{4} << lacking_shift) < l.gamma * 16) ++lacking_shift;
   const int64_t panel = t.group * l.expanded_panels + t.first_panel;
-  const int16_t* codes = l.weight_codes.data() + panel * l.depth * kColumns;
-  for (int64_t first = 0; first < l.depth; first += kStep) {
-    const int64_t depth = l.depth - first < kStep ? l.depth - first : kStep;
-    for (int64_t k = 0; k < depth; ++k) expand_octave(t, codes + (first + k) * kColumns, rows + k * kRow);
-    for (int64_t k = depth; k < kStep; ++k) std::memset(rows + k * kRow, 0, kColumns * sizeof(int32_t));
-    const uint32_t* block = a + first * t.rows;
-    for (int64_t r = 0; r < t.rows; ++r) {
-      int32_t* out = acc + r * kColumns;
+  const int16_t* const codes = l.weight_codes.data() + panel * l.depth * kShiftedColumns;
+  const int unit = l.unit;
+  const vi low_bits = all((1 << unit) - 1);
+  int64_t counted = 0;
+  for (int64_t first = 0, block = 0; first < l.depth; first += step, ++block) {
+    for (int64_t k = 0; k < std::min(step, l.depth - first); ++k) {
+      lay_out<kTruncates>(t, octave, codes + (first + k) * kShiftedColumns, t.terms + k * row,
+                          lacking + k * signs * kShiftedColumns);
+    }
+    if (kTruncates && counted + step > UINT8_MAX) settle(t, acc), counted = 0;
+    counted += step;
+    const ShiftedEntry* entries = t.entries + block * t.rows * step;
+    const uint8_t* filled = t.filled + block * t.rows * 2;
+    for (int64_t r = 0; r < t.rows; ++r, entries += step, filled += 2) {
+      int32_t* const out = acc + r * kShiftedColumns;
       vi sum[4];
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) sum[j] = *(vi*)(out + j * V);
-#pragma GCC unroll 8
-      for (int64_t k = 0; k < kStep; ++k) {
-        const uint32_t packed = block[r * kStep + k];
-        const auto* term = (const vi*)((const char*)(rows + k * kRow) + (packed & 0xffff));
-        const int shift = static_cast<int>(packed >> 16);
+      for (int j = 0; j < 4; ++j) sum[j] = *(const vi*)(out + j * V);
+      vb lack = {};
+      if (kTruncates) lack = *(const vb*)(t.lacking + r * kShiftedColumns);
+      for (const ShiftedEntry *e = entries, *end = entries + filled[0]; e < end; ++e) {
+        const auto* term = (const vi*)((const char*)t.terms + e->row);
+        const int shift = static_cast<int>(e->shift);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) sum[j] = add(sum[j], term[j] >> shift);
+        if (kTruncates) lack += *(const vb*)(lacking + ((e->row >> lacking_shift) & -kShiftedColumns));
+      }
+      if (kWide && filled[1]) {
+        vi some[4] = {};
+        for (const ShiftedEntry *end = entries + step, *e = end - filled[1]; e < end; ++e) {
+          const auto* term = (const vi*)((const char*)t.terms + e->row);
+          const int shift = static_cast<int>(e->shift);
+          const vi lost = all((1 << shift) - 1);
+          /* towards zero */
+#pragma GCC unroll 4
+          for (int j = 0; j < 4; ++j) some[j] += (term[j] + ((term[j] >> 31) & lost)) >> shift;
+        }
+        int32_t* const low = t.low + r * kShiftedColumns;
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          sum[j] = add(sum[j], some[j] >> unit);
+          *(vi*)(low + j * V) += some[j] & low_bits;
+        }
       }
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) *(vi*)(out + j * V) = sum[j];
+      if (kTruncates) *(vb*)(t.lacking + r * kShiftedColumns) = lack;
     }
   }
-  const int64_t words = (l.depth + 63) / 64;
-  const uint64_t* planes = l.weight_planes.data() + panel * words * 2 * kColumns;
-  for (int64_t r = 0; r < t.rows; ++r) {
-    const uint64_t* row = t.planes + r * words * 2;
-    uint32_t negative[kColumns] = {};
-    for (int64_t i = 0; i < words; ++i) {
-      const uint64_t plus = row[2 * i], minus = row[2 * i + 1];
-      const uint64_t* w = planes + i * 2 * kColumns;
-      for (int c = 0; c < kColumns; ++c) {
-        negative[c] += static_cast<uint32_t>(__builtin_popcountll((plus & w[kColumns + c]) | (minus & w[c])));
-      }
-    }
-    for (int c = 0; c < kColumns; ++c) {
-      acc[r * kColumns + c] = static_cast<int32_t>(static_cast<uint32_t>(acc[r * kColumns + c]) + negative[c]);
-    }
-  }
+  if (kTruncates) settle(t, acc);
+}
+
+void shifted(const Tile& t) {
+  const Layer& l = *t.layer;
+  if (l.unit) return shifted_with<false, true>(t);
+  return l.truncates ? shifted_with<true, false>(t) : shifted_with<false, false>(t);
 }
 
 /* Terms too large for 32 bits, summed in float64 as integers below 2^53. */
@@ -1123,6 +1214,16 @@ struct Raw {
   }
 };
 
+/* RawCode without a loop whose end depends on the magnitude. */
+LNS_INLINE int32_t raw_code_of(const RawCode& r, uint64_t magnitude) {
+  const int p = stages::leading_one(magnitude);
+  const uint64_t top = magnitude << (63 - p) >> (63 - r.bits);
+  int32_t k = r.start[static_cast<size_t>((static_cast<int64_t>(p) << r.bits) + static_cast<int64_t>(top) -
+                                          (int64_t{1} << r.bits))];
+  for (int i = 0; i < r.steps; ++i) k += r.thresholds[static_cast<size_t>(k)] <= magnitude;
+  return k;
+}
+
 /* vector(row, column) gives code, sign and zero of V columns; its columns are whole panels, so none is missing. */
 template <class Make>
 LNS_INLINE void words_of(const Layer& l, int64_t rows, int64_t columns, int64_t channel, int32_t* words,
@@ -1189,6 +1290,25 @@ void words(const Tile& t, int64_t row, int64_t rows, int64_t column, int64_t col
                code = (sum + half) >> guard;
              });
   };
+  if (t.low) {
+    /* sums in two parts: integers of 64 bits, fitted to their width */
+    const auto* const high = static_cast<const int32_t*>(t.acc) + row * row_size + column;
+    const int32_t* const low = t.low + row * row_size + column;
+    words_of(l, rows, columns, channel, words, counts,
+             [&](int64_t r, int64_t c, vi& code, vi& minus, vi& zero) __attribute__((always_inline)) {
+               alignas(64) int32_t codes[V], signs[V];
+               for (int i = 0; i < V; ++i) {
+                 const int64_t at = r * row_size + c + i;
+                 const int64_t sum = fit(high[at] * (int64_t{1} << l.unit) + low[at], l.acc_bits, false);
+                 signs[i] = sum < 0 ? -1 : 0;
+                 codes[i] = sum ? raw_code_of(l.raw, static_cast<uint64_t>(sum < 0 ? -sum : sum)) : -1;
+               }
+               code = *(const vi*)codes;
+               minus = *(const vi*)signs;
+               zero = (vi)(code < 0);
+             });
+    return;
+  }
   switch (l.kind) {
     case Kind::fp32:
     case Kind::mitchell:
@@ -1492,7 +1612,7 @@ const Isa& LNS_JOIN(isa_, LNS_ISA_NAME)() {
       octaves,
       move,
       step_codes,
-      {4 * V, 1, shifted},
+      {kShiftedColumns, 1, shifted},
       {kPanel, 1, expanded<kWrap>},
       {kPanel, 1, expanded<kSaturate>},
       {kPanel, kFast, linear<Fp32, kWrap, kFast>},
@@ -1512,7 +1632,7 @@ const Isa& LNS_JOIN(isa_, LNS_ISA_NAME)() {
       {V, kChains, log32},
       kHasLog8,
       kHasLog16,
-      kBytes < 32,
+      kShiftedRows,
   };
   return isa;
 }
