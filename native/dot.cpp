@@ -508,6 +508,8 @@ bool make_shifted(Layer& l, const lns_dot_desc& d, const Kernel& kernel, const s
   if (!gamma) return false;
   const int64_t top = a_max / gamma;
   const int unit = std::max(d.acc_bits - 32, 0);
+  /* results are taken by float32 of either part, or of both together where these are 31 bits */
+  if (unit > 7) return false;
   /* of terms of an octave of activations: whether all are multiples, and the largest */
   const auto whole = [&](int64_t octave) {
     for (int64_t p = octave * gamma + 1; p <= octave * gamma + gamma - 1 + w_max; ++p) {
@@ -518,8 +520,7 @@ bool make_shifted(Layer& l, const lns_dot_desc& d, const Kernel& kernel, const s
   int64_t high = top + 1;
   while (high > 0 && whole(high - 1)) --high;
   if (terms(0, d.term_columns - 1) >> unit > INT32_MAX) return false;
-  if (high > 0 && (high > top || top - high + 1 < unit ||
-                   terms(0, high * gamma - 1 + w_max) > INT32_MAX / shifted_depth ||
+  if (high > 0 && (high > top || terms(0, high * gamma - 1 + w_max) > INT32_MAX / shifted_depth ||
                    l.depth > (int64_t{1} << 30 >> unit))) {
     return false;
   }
@@ -535,7 +536,8 @@ bool make_shifted(Layer& l, const lns_dot_desc& d, const Kernel& kernel, const s
   l.activation_shifts = by_word<ShiftedEntry>(d.activation, [&](uint32_t code, bool minus) {
     const int64_t c = code * d.activation_widen, octave = c / gamma;
     if (!code) return ShiftedEntry{UINT32_MAX, 0};
-    return ShiftedEntry{static_cast<uint32_t>(top - octave - (octave < high ? unit : 0)),
+    const int64_t shift = top - octave - (octave < high ? unit : 0);
+    return ShiftedEntry{static_cast<uint32_t>(shift >= 0 ? shift : -shift << shifted_left),
                         static_cast<uint32_t>(((minus ? gamma : 0) + c % gamma) * kernel.panel * 4)};
   });
   for (uint32_t word = 0; word < l.activation_low.size(); ++word) {
@@ -1233,29 +1235,31 @@ constexpr int64_t kShiftedTile = 512, kShiftedBytes = int64_t{1} << 23;
 /* Bytes of the terms of a block that stay in the first-level cache, about. */
 constexpr int64_t kShiftedTerms = int64_t{1} << 14;
 
-/* The activations of a row that are not zero, block by block; those of low octaves from a block's end on. */
+/* The activations of every row that are not zero, block by block; those of low octaves from a block's end on. */
 template <bool kLow>
-void pack_shifted(const Layer& l, const uint8_t* words, const Tile& t, ShiftedEntry* entries, uint8_t* filled) {
+void pack_shifted(const Layer& l, const uint8_t* words, int64_t stride, const Tile& t, ShiftedEntry* to,
+                  uint8_t* filled) {
   const ShiftedEntry* from = l.activation_shifts.data();
   const uint8_t* low = l.activation_low.data();
-  const int64_t step = t.block_depth, size = l.gamma * l.expanded.panel * 4 * (t.both_signs ? 2 : 1);
-  for (int64_t r = 0; r < t.rows; ++r) {
-    for (int64_t first = 0, block = 0; first < l.depth; first += step, ++block) {
-      ShiftedEntry* const to = entries + (block * t.rows + r) * step;
-      const uint8_t* const at = words + r * l.depth + first;
-      const int64_t count = std::min(step, l.depth - first);
+  const int64_t step = t.block_depth;
+  const auto size = static_cast<uint32_t>(l.gamma * l.expanded.panel * 4 * (t.both_signs ? 2 : 1));
+  for (int64_t first = 0; first < l.depth; first += step) {
+    const int64_t count = std::min(step, l.depth - first);
+    for (int64_t r = 0; r < t.rows; ++r, to += step) {
+      const uint8_t* const at = words + r * stride + first;
       int64_t high_count = 0, low_count = 0;
-      for (int64_t k = 0; k < count; ++k) {
+      uint32_t row = 0;
+      for (int64_t k = 0; k < count; ++k, row += size) {
         ShiftedEntry e = from[at[k]];
         const bool used = e.shift != UINT32_MAX, is_low = kLow && low[at[k]];
-        e.row += static_cast<uint32_t>(k * size);
+        e.row += row;
         to[high_count] = e;
         if (kLow) to[step - 1 - low_count] = e;
         high_count += used && !is_low;
         low_count += is_low;
       }
-      filled[(block * t.rows + r) * 2] = static_cast<uint8_t>(high_count);
-      filled[(block * t.rows + r) * 2 + 1] = static_cast<uint8_t>(low_count);
+      *filled++ = static_cast<uint8_t>(high_count);
+      *filled++ = static_cast<uint8_t>(low_count);
     }
   }
 }
@@ -1270,15 +1274,18 @@ void run_shifted(const Layer& l, int64_t rows, int threads, lns_counts* counts, 
   parallel(row_tiles * l.groups, threads, [&](int64_t task) {
     const int64_t group = task % l.groups, first = task / l.groups * tile_rows;
     const int64_t real = std::min(tile_rows, rows - first);
-    auto* words = reinterpret_cast<uint8_t*>(Scratch::at_least(scratch.words, product(real, l.depth) + 64));
-    const int64_t depth = l.depth;
+    /* an odd number of cache lines: what lies one below the other is not kept in the same places */
+    const int64_t depth = l.depth, stride = (depth / 64 | 1) * 64 + (depth / 64 % 2 && depth % 64 ? 128 : 0);
+    auto* words = reinterpret_cast<uint8_t*>(Scratch::at_least(scratch.words, product(real, stride)));
     fill(group, first, real,
-         [=](int64_t r, int64_t k, uint32_t word) { words[r * depth + k] = static_cast<uint8_t>(word); });
+         [=](int64_t r, int64_t k, uint32_t word) { words[r * stride + k] = static_cast<uint8_t>(word); });
     Tile t = {&l, group, 0, 1, real, nullptr, nullptr};
     if (l.activation.is_signed) {
       const auto sign = static_cast<uint8_t>(1u << (l.activation.bits - 1));
       uint8_t some = 0;
-      for (int64_t i = 0; i < real * depth; ++i) some |= words[i] > sign;
+      for (int64_t r = 0; r < real; ++r) {
+        for (int64_t k = 0; k < depth; ++k) some |= words[r * stride + k] > sign;
+      }
       t.both_signs = some != 0;
     }
     t.block_depth = shifted_depth;
@@ -1290,9 +1297,9 @@ void run_shifted(const Layer& l, int64_t rows, int threads, lns_counts* counts, 
         Scratch::at_least(scratch.a, product(cells, t.block_depth * static_cast<int64_t>(sizeof(ShiftedEntry))) + 64));
     auto* filled = reinterpret_cast<uint8_t*>(Scratch::at_least(scratch.counts, product(cells, 2) + 64));
     if (l.unit) {
-      pack_shifted<true>(l, words, t, entries, filled);
+      pack_shifted<true>(l, words, stride, t, entries, filled);
     } else {
-      pack_shifted<false>(l, words, t, entries, filled);
+      pack_shifted<false>(l, words, stride, t, entries, filled);
     }
     t.entries = entries;
     t.filled = filled;

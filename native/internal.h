@@ -104,6 +104,8 @@ class RawCode {
   int bits = 0;
   int steps = 0;                    /* thresholds in one slot, at most */
   std::vector<uint64_t> thresholds; /* and one that nothing reaches */
+  /* the bits of the least float32 that is not below a threshold */
+  std::vector<int32_t> threshold_floats;
   /* the same for 32 bits, less 2^31 so that signed integers compare like unsigned ones */
   std::vector<int32_t> thresholds32;
   std::vector<int32_t> start;
@@ -128,10 +130,12 @@ enum class Kind {
 
 struct Layer;
 
-/* An activation: by how much terms of the highest octave are shifted, and where its row begins in those of a block. */
+/* An activation: by how much terms of the highest octave are shifted to the right, or from bit shifted_left on to the
+ * left, and where its row begins in those of a block. */
 struct ShiftedEntry {
   uint32_t shift, row;
 };
+constexpr int shifted_left = 8;
 
 /* One block of rows times some columns of a group. */
 struct Tile {

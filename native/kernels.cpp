@@ -510,11 +510,15 @@ void shifted_with(const Tile& t) {
         vi some[4] = {};
         for (const ShiftedEntry *end = entries + step, *e = end - filled[1]; e < end; ++e) {
           const auto* term = (const vi*)((const char*)t.terms + e->row);
-          const int shift = static_cast<int>(e->shift);
+          const int shift = static_cast<int>(e->shift & ((1 << shifted_left) - 1));
+          const int left = static_cast<int>(e->shift >> shifted_left);
           const vi lost = all((1 << shift) - 1);
           /* towards zero */
 #pragma GCC unroll 4
-          for (int j = 0; j < 4; ++j) some[j] += (term[j] + ((term[j] >> 31) & lost)) >> shift;
+          for (int j = 0; j < 4; ++j) {
+            const vi one = (vi)((vu)term[j] << left);
+            some[j] += (one + ((one >> 31) & lost)) >> shift;
+          }
         }
         int32_t* const low = t.low + r * kShiftedColumns;
 #pragma GCC unroll 4
@@ -1214,15 +1218,43 @@ struct Raw {
   }
 };
 
-/* RawCode without a loop whose end depends on the magnitude. */
-LNS_INLINE int32_t raw_code_of(const RawCode& r, uint64_t magnitude) {
-  const int p = stages::leading_one(magnitude);
-  const uint64_t top = magnitude << (63 - p) >> (63 - r.bits);
-  int32_t k = r.start[static_cast<size_t>((static_cast<int64_t>(p) << r.bits) + static_cast<int64_t>(top) -
-                                          (int64_t{1} << r.bits))];
-  for (int i = 0; i < r.steps; ++i) k += r.thresholds[static_cast<size_t>(k)] <= magnitude;
-  return k;
-}
+/* The same for sums in two parts, high·2^unit + low, that wrap at unit + 32 bits: by the leading 24 bits of magnitudes,
+ * unless these are just below a threshold's. */
+struct RawWide {
+  const RawCode& raw;
+  const int unit;
+  const vi origin;
+  explicit RawWide(const Layer& l) : raw(l.raw), unit(l.unit), origin(all(127 << l.raw.bits)) {}
+  LNS_INLINE void operator()(vi high, vi low, vi& code, vi& minus, vi& zero) const {
+    const vi below = all((1 << unit) - 1);
+    /* the parts of the sum: `low` within `below`, then those of the magnitude */
+    high = add(high, low >> unit);
+    low &= below;
+    zero = (vi)((high | low) == 0);
+    minus = high >> 31;
+    const vi carries = minus & (vi)(low != 0);
+    high = (vi)(((vu)high ^ (vu)minus) - ((vu)minus - (vu)carries));
+    low = ((low ^ minus) - minus) & below;
+    const vi large = (vi)((vu)high >> 24) != 0;
+    const vi leading = large ? high : (vi)((vu)high << unit) | low;
+    const vi cut = (vi)((vu)leading >> 24) != 0 ? leading & ~0xff : leading;
+    const vi bits = ((vi) __builtin_convertvector(cut, vf) & INT32_MAX) + (large & (unit << 23));
+    code = gather(raw.start.data(), most((bits >> (23 - raw.bits)) - origin, all(0)));
+    vi undecided = all(0);
+    for (int i = 0; i < raw.steps; ++i) {
+      const vi bound = gather(raw.threshold_floats.data(), code);
+      undecided |= (vi)(bound - 1 == bits) & ~zero;
+      code -= (vi)(bound <= bits);
+    }
+    if (!any(undecided)) return;
+    for (int i = 0; i < V; ++i) {
+      if (undecided[i]) {
+        const auto sum = static_cast<uint64_t>(static_cast<uint32_t>(high[i])) << unit | static_cast<uint32_t>(low[i]);
+        code[i] = static_cast<int32_t>(raw(sum));
+      }
+    }
+  }
+};
 
 /* vector(row, column) gives code, sign and zero of V columns; its columns are whole panels, so none is missing. */
 template <class Make>
@@ -1291,21 +1323,12 @@ void words(const Tile& t, int64_t row, int64_t rows, int64_t column, int64_t col
              });
   };
   if (t.low) {
-    /* sums in two parts: integers of 64 bits, fitted to their width */
     const auto* const high = static_cast<const int32_t*>(t.acc) + row * row_size + column;
     const int32_t* const low = t.low + row * row_size + column;
+    const RawWide raw(l);
     words_of(l, rows, columns, channel, words, counts,
              [&](int64_t r, int64_t c, vi& code, vi& minus, vi& zero) __attribute__((always_inline)) {
-               alignas(64) int32_t codes[V], signs[V];
-               for (int i = 0; i < V; ++i) {
-                 const int64_t at = r * row_size + c + i;
-                 const int64_t sum = fit(high[at] * (int64_t{1} << l.unit) + low[at], l.acc_bits, false);
-                 signs[i] = sum < 0 ? -1 : 0;
-                 codes[i] = sum ? raw_code_of(l.raw, static_cast<uint64_t>(sum < 0 ? -sum : sum)) : -1;
-               }
-               code = *(const vi*)codes;
-               minus = *(const vi*)signs;
-               zero = (vi)(code < 0);
+               raw(*(const vi*)(high + r * row_size + c), *(const vi*)(low + r * row_size + c), code, minus, zero);
              });
     return;
   }
