@@ -626,13 +626,18 @@ void bound_terms(Layer& l, const lns_dot_desc& d, double rate, bool own_floats, 
       [](int64_t, int64_t) {});
 }
 
-/* Σu of every row and block of depth of packed activations. */
+/* Σu of every row and block of depth of packed activations; for saturating bins without steps the largest u, as their
+ * sums are looked at more often. */
 void sum_bounds(const Layer& l, const void* packed, int64_t rows, float* sums) {
+  const bool peaks = l.kind == Kind::bins && l.step_limit < 0;
   const auto add = [&](const auto* a, auto bound_of) {
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t first = 0; first < l.depth; first += l.bound_depth) {
         float sum = 0;
-        for (int64_t k = first; k < std::min(first + l.bound_depth, l.depth); ++k) sum += bound_of(a[r * l.depth + k]);
+        for (int64_t k = first; k < std::min(first + l.bound_depth, l.depth); ++k) {
+          const float bound = bound_of(a[r * l.depth + k]);
+          sum = peaks ? std::max(sum, bound) : sum + bound;
+        }
         *sums++ = sum;
       }
     }
@@ -782,7 +787,8 @@ void make_linear(Layer& l, const lns_dot_desc& given, const Isa& isa) {
     set_kernel(l, Kind::bins, isa.bins, !saturate ? "bins-wrap" : steps ? "bins-lanes" : "bins-saturate");
     start32();
     pack_bins(l, d, bin_of);
-    bound_terms(l, d, 0, false, 0);
+    /* what lies between two looks at the sums does not wrap */
+    if (largest < limit32 / 8 && limit < limit32 / 4) bound_terms(l, d, 0, false, 0);
     l.bin_block = l.bounded ? l.bound_depth : (256 + l.lanes - 1) / l.lanes * l.lanes;
     return;
   }

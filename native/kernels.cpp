@@ -618,6 +618,63 @@ struct Lanes {
   }
 };
 
+/* The products of one activation and some columns. */
+template <int E, class Index, int kColumns>
+LNS_INLINE void add_bins(const char* table, const char* panel, uint64_t entry, typename Lanes<E>::Vector* to) {
+  using Vector = typename Lanes<E>::Vector;
+  /* see bin_entries: the low half says where in the table, the high one which record */
+  const char* from = table + static_cast<uint32_t>(entry);
+  const auto* record = (const Index*)(panel + (entry >> 32));
+  /* one register each, or every product adds the table's place anew */
+  __asm__("" : "+r"(from), "+r"(record));
+#pragma GCC unroll 8
+  for (int c = 0; c < kColumns; ++c) to[c] = Lanes<E>::add(to[c], *(const Vector*)(from + uint64_t{record[c]} * 8));
+}
+
+/* Products between two looks at the sums. */
+constexpr int64_t kLook = 4;
+
+/* As bins_block without clamps, where these provably do nothing: sums are looked at every few products, and have to be
+ * so near to zero that those between could not have left the range. Sums in memory change only if so. */
+template <int E, class Index>
+LNS_INLINE bool bins_checked(const Layer& l, const uint64_t* entries, int64_t count, const char* panel, int32_t* out,
+                             int32_t room) {
+  using Vector = typename Lanes<E>::Vector;
+  const char* const table = (const char*)l.table.data();
+  Vector sum[bins_panel], most = Lanes<E>::all(0);
+#pragma GCC unroll 8
+  for (int c = 0; c < bins_panel; ++c) sum[c] = *(const Vector*)(out + c * E);
+  const auto look = [&]() __attribute__((always_inline)) {
+    Vector some[bins_panel];
+#pragma GCC unroll 8
+    for (int c = 0; c < bins_panel; ++c) {
+      some[c] = -sum[c];
+      some[c] = sum[c] > some[c] ? sum[c] : some[c];
+    }
+#pragma GCC unroll 8
+    for (int step = 1; step < bins_panel; step *= 2) {
+#pragma GCC unroll 8
+      for (int c = 0; c < bins_panel; c += 2 * step) some[c] = some[c] > some[c + step] ? some[c] : some[c + step];
+    }
+    most = most > some[0] ? most : some[0];
+  };
+  int64_t i = 0;
+  for (; i + kLook <= count; i += kLook) {
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < kLook; ++j) add_bins<E, Index, bins_panel>(table, panel, entries[i + j], sum);
+    look();
+  }
+  for (; i < count; ++i) add_bins<E, Index, bins_panel>(table, panel, entries[i], sum);
+  look();
+  int32_t largest = 0;
+#pragma GCC unroll 16
+  for (int e = 0; e < E; ++e) largest = largest > most[e] ? largest : most[e];
+  if (largest > room) return false;
+#pragma GCC unroll 8
+  for (int c = 0; c < bins_panel; ++c) *(Vector*)(out + c * E) = sum[c];
+  return true;
+}
+
 /* Some depth of one row and one panel, into sums that lie in memory. */
 template <int E, class Index, Mode mode, int kColumns>
 LNS_INLINE void bins_block(const Layer& l, const uint64_t* entries, int64_t count, const char* panel, int32_t* out) {
@@ -628,20 +685,7 @@ LNS_INLINE void bins_block(const Layer& l, const uint64_t* entries, int64_t coun
 #pragma GCC unroll 8
   for (int c = 0; c < kColumns; ++c) sum[c] = *(const Vector*)(out + c * E);
   const auto add_term = [&](uint64_t entry, Vector* to) __attribute__((always_inline)) {
-    /* see bin_entries: the low half says where in the table, the high one which record */
-    const char *const from = table + static_cast<uint32_t>(entry), *const record = panel + (entry >> 32);
-    /* several indices a load: loads are what there are most of */
-    constexpr int kOfLoad = 8 / sizeof(Index);
-#pragma GCC unroll 8
-    for (int first = 0; first < kColumns; first += kOfLoad) {
-      uint64_t indices;
-      std::memcpy(&indices, record + first * sizeof(Index), 8);
-#pragma GCC unroll 8
-      for (int c = first; c < first + kOfLoad; ++c) {
-        to[c] = Lanes<E>::add(to[c], *(const Vector*)(from + uint64_t{static_cast<Index>(indices)} * 8));
-        indices >>= 8 * sizeof(Index);
-      }
-    }
+    add_bins<E, Index, kColumns>(table, panel, entry, to);
   };
   if (mode == kLanes) {
     for (int64_t first = 0; first < count; first += l.lanes) {
@@ -694,9 +738,19 @@ LNS_INLINE void bins_with(const Tile& t) {
         for (int64_t first = start; first < std::min(start + block, l.depth); first += unit) {
           const uint64_t* entries = a + r * l.depth + first;
           const int64_t count = t.entry_counts[r * blocks + first / unit];
-          if (mode == kWrap || (l.bounded && within(out, bins_panel * E, room(t, r, at, first)))) {
+          bool done = false;
+          if (mode == kWrap || (mode == kLanes && l.bounded && within(out, bins_panel * E, room(t, r, at, first)))) {
             bins_block<E, Index, kWrap, bins_panel>(l, entries, count, panel, out);
-          } else {
+            done = true;
+          } else if (mode == kSaturate && l.bounded) {
+            const int64_t block = first / unit;
+            const float between = (kLook - 1) * (t.row_sums[r * blocks + block] * l.weight_bounds[at * blocks + block]);
+            if (between < static_cast<float>(l.limit)) {
+              const int32_t near = l.limit - static_cast<int32_t>(between) - 1;
+              done = bins_checked<E, Index>(l, entries, count, panel, out, near);
+            }
+          }
+          if (!done) {
             for (int c = 0; c < bins_panel; c += kColumns) {
               bins_block<E, Index, mode, kColumns>(l, entries, count, panel + c * sizeof(Index), out + c * E);
             }
@@ -1218,13 +1272,35 @@ struct Raw {
   }
 };
 
-/* The same for sums in two parts, high·2^unit + low, that wrap at unit + 32 bits: by the leading 24 bits of magnitudes,
- * unless these are just below a threshold's. */
-struct RawWide {
+/* The same for magnitudes of any size, by their leading 24 bits as those of a float32, unless these are just below a
+ * threshold's: then magnitude(lane) says all. */
+struct RawLeading {
   const RawCode& raw;
-  const int unit;
   const vi origin;
-  explicit RawWide(const Layer& l) : raw(l.raw), unit(l.unit), origin(all(127 << l.raw.bits)) {}
+  explicit RawLeading(const Layer& l) : raw(l.raw), origin(all(127 << l.raw.bits)) {}
+  template <class Magnitude>
+  LNS_INLINE vi operator()(vi bits, vi zero, Magnitude magnitude) const {
+    vi code = gather(raw.start.data(), most((bits >> (23 - raw.bits)) - origin, all(0)));
+    vi undecided = all(0);
+    for (int i = 0; i < raw.steps; ++i) {
+      const vi bound = gather(raw.threshold_floats.data(), code);
+      undecided |= (vi)(bound - 1 == bits) & ~zero;
+      code -= (vi)(bound <= bits);
+    }
+    if (any(undecided)) {
+      for (int i = 0; i < V; ++i) {
+        if (undecided[i]) code[i] = static_cast<int32_t>(raw(magnitude(i)));
+      }
+    }
+    return code;
+  }
+};
+
+/* Sums in two parts, high·2^unit + low, that wrap at unit + 32 bits. */
+struct RawWide {
+  const RawLeading raw;
+  const int unit;
+  explicit RawWide(const Layer& l) : raw(l), unit(l.unit) {}
   LNS_INLINE void operator()(vi high, vi low, vi& code, vi& minus, vi& zero) const {
     const vi below = all((1 << unit) - 1);
     /* the parts of the sum: `low` within `below`, then those of the magnitude */
@@ -1239,20 +1315,9 @@ struct RawWide {
     const vi leading = large ? high : (vi)((vu)high << unit) | low;
     const vi cut = (vi)((vu)leading >> 24) != 0 ? leading & ~0xff : leading;
     const vi bits = ((vi) __builtin_convertvector(cut, vf) & INT32_MAX) + (large & (unit << 23));
-    code = gather(raw.start.data(), most((bits >> (23 - raw.bits)) - origin, all(0)));
-    vi undecided = all(0);
-    for (int i = 0; i < raw.steps; ++i) {
-      const vi bound = gather(raw.threshold_floats.data(), code);
-      undecided |= (vi)(bound - 1 == bits) & ~zero;
-      code -= (vi)(bound <= bits);
-    }
-    if (!any(undecided)) return;
-    for (int i = 0; i < V; ++i) {
-      if (undecided[i]) {
-        const auto sum = static_cast<uint64_t>(static_cast<uint32_t>(high[i])) << unit | static_cast<uint32_t>(low[i]);
-        code[i] = static_cast<int32_t>(raw(sum));
-      }
-    }
+    code = raw(bits, zero, [&](int i) {
+      return static_cast<uint64_t>(static_cast<uint32_t>(high[i])) << unit | static_cast<uint32_t>(low[i]);
+    });
   }
 };
 
@@ -1286,17 +1351,22 @@ LNS_INLINE vi widened(const T* from) {
 /* A sum's bins, each times its constant: an integer below 2^53 (see pack_bins), so in doubles, which multiply side by
  * side. */
 template <int E>
-LNS_INLINE int64_t combined(const Layer& l, const int32_t* bins) {
+LNS_INLINE double combined(const Layer& l, const int32_t* bins) {
   /* wrapped bins are fitted to their width here */
   const int unused = l.saturate ? 0 : 32 - l.acc_bits;
   using Lane = Lanes<E>;
   const auto fitted = (typename Lane::Vector)((*(const typename Lane::Unsigned*)bins) << unused) >> unused;
   const auto products =
       __builtin_convertvector(fitted, typename Lane::Doubles) * *(const typename Lane::Doubles*)l.bin_constants;
-  double sum = 0;
+  double parts[E];
 #pragma GCC unroll 16
-  for (int b = 0; b < E; ++b) sum += products[b];
-  return static_cast<int64_t>(sum);
+  for (int b = 0; b < E; ++b) parts[b] = products[b];
+#pragma GCC unroll 4
+  for (int half = E / 2; half; half /= 2) {
+#pragma GCC unroll 8
+    for (int b = 0; b < half; ++b) parts[b] += parts[b + half];
+  }
+  return parts[0];
 }
 
 void words(const Tile& t, int64_t row, int64_t rows, int64_t column, int64_t columns, int32_t* words,
@@ -1349,24 +1419,29 @@ void words(const Tile& t, int64_t row, int64_t rows, int64_t column, int64_t col
     }
     case Kind::bins: {
       const auto* acc = static_cast<const int32_t*>(t.acc);
+      const RawLeading raw(l);
       words_of(l, rows, columns, channel, words, counts,
                [&](int64_t r, int64_t c, vi& code, vi& minus, vi& zero) __attribute__((always_inline)) {
-                 alignas(64) int32_t codes[V], signs[V];
+                 double sums[V] = {};
+                 alignas(64) int32_t leading[V], signs[V];
                  for (int i = 0; i < V; ++i) {
-                   codes[i] = signs[i] = 0;
                    /* vectors may be wider than what is left of a panel of bins */
-                   if (c + i >= columns) continue;
-                   const int32_t* bins = acc + ((row + r) * row_size + column + c + i) * l.bin_stride;
-                   const int64_t sum = l.bin_stride == 4   ? combined<4>(l, bins)
-                                       : l.bin_stride == 8 ? combined<8>(l, bins)
-                                                           : combined<16>(l, bins);
-                   signs[i] = sum < 0 ? -1 : 0;
-                   const uint64_t magnitude = sum < 0 ? 0 - static_cast<uint64_t>(sum) : static_cast<uint64_t>(sum);
-                   codes[i] = magnitude ? static_cast<int32_t>(l.raw(magnitude)) : -1;
+                   if (c + i < columns) {
+                     const int32_t* bins = acc + ((row + r) * row_size + column + c + i) * l.bin_stride;
+                     sums[i] = l.bin_stride == 4   ? combined<4>(l, bins)
+                               : l.bin_stride == 8 ? combined<8>(l, bins)
+                                                   : combined<16>(l, bins);
+                   }
+                   /* a float64 of an integer, as a float32: other bias, and bits that are left out */
+                   int64_t bits;
+                   std::memcpy(&bits, &sums[i], 8);
+                   signs[i] = sums[i] < 0 ? -1 : 0;
+                   leading[i] = sums[i] == 0 ? -1 : static_cast<int32_t>(((bits & INT64_MAX) >> 29) - (int64_t{1023 - 127} << 23));
                  }
-                 code = *(const vi*)codes;
+                 const vi bits = *(const vi*)leading;
                  minus = *(const vi*)signs;
-                 zero = (vi)(code < 0);
+                 zero = (vi)(bits < 0);
+                 code = raw(bits, zero, [&](int i) { return static_cast<uint64_t>(std::fabs(sums[i])); });
                });
       return;
     }
