@@ -463,47 +463,52 @@ constexpr int64_t kExpandedTile = 1024;
 /* Bytes of a task's packed activations, at most, unless they are of fewer rows than pay. */
 constexpr int64_t kExpandedBytes = 1 << 22;
 
-/* entry(P) is what a row of terms holds for a code sum. */
-void make_expanded(Layer& l, const lns_dot_desc& d, const Kernel& kernel, int64_t step,
-                   const std::vector<int64_t>& bias, const std::function<int32_t(int64_t)>& entry) {
-  const int64_t a_max = max_code(d.activation) * d.activation_widen, w_max = max_code(d.weight) * d.weight_widen;
-  if (a_max >= expanded_codes || w_max > INT16_MAX || (l.saturate && l.lanes > 1)) return;
+/* What expanded and shifted kernels share: terms by code sum, entry(P), and codes of weights in panels. */
+void make_panels(Layer& l, const lns_dot_desc& d, const Kernel& kernel, const std::function<int32_t(int64_t)>& entry) {
   l.expands = true;
   l.expanded = kernel;
-  l.expanded_step = step;
   const int width = l.expanded.panel;
   l.expanded_panels = (l.columns + width - 1) / width;
-  l.activation_rows = by_word<uint16_t>(d.activation, [&](uint32_t code, bool minus) {
-    return static_cast<uint16_t>((code * d.activation_widen + (minus ? expanded_codes : 0)) * width * 4);
-  });
   l.zero_stream = d.term_columns + expanded_codes;
   l.term_stream.resize(l.zero_stream + 2 * expanded_codes);
   for (int64_t i = 0; i < l.term_stream.size(); ++i) {
     l.term_stream[i] = i >= 2 && i < d.term_columns ? entry(i) : 0;
   }
+  const auto codes = by_word<int16_t>(d.weight, [&](uint32_t code, bool minus) {
+    return static_cast<int16_t>((minus ? -1 : 1) * static_cast<int64_t>(code * d.weight_widen));
+  });
   const Weights weights{d};
   l.weight_codes.resize(product(product(l.groups * l.expanded_panels, l.depth), width));
   for (int64_t g = 0; g < l.groups; ++g) {
     for (int64_t c = 0; c < l.expanded_panels * width; ++c) {
       const int64_t at = (g * l.expanded_panels + c / width) * l.depth * width + c % width;
       for (int64_t k = 0; k < l.depth; ++k) {
-        int64_t code = 0;
-        if (c < l.columns) {
-          const uint32_t word = weights.word(g * l.columns + c, k);
-          code = code_of(word, d.weight) * d.weight_widen;
-          if (negative(word, d.weight)) code = -code;
-        }
-        l.weight_codes[at + k * width] = static_cast<int16_t>(code);
+        l.weight_codes[at + k * width] = c < l.columns ? codes[weights.word(g * l.columns + c, k)] : int16_t{0};
       }
     }
   }
-  if (d.bias) {
-    l.expanded_start.assign(static_cast<size_t>(l.groups * l.expanded_panels * width), 0);
-    for (int64_t n = 0; n < d.channels; ++n) {
-      l.expanded_start[static_cast<size_t>(n / l.columns * l.expanded_panels * width + n % l.columns)] =
-          static_cast<int32_t>(bias[static_cast<size_t>(n)]);
-    }
+}
+
+/* One value a channel, laid out as the accumulators of a row of these panels. */
+std::vector<int32_t> per_panel_column(const Layer& l, const std::function<int32_t(size_t)>& from) {
+  const int64_t row = l.expanded_panels * l.expanded.panel;
+  std::vector<int32_t> made(static_cast<size_t>(l.groups * row), 0);
+  for (int64_t n = 0; n < l.groups * l.columns; ++n) {
+    made[static_cast<size_t>(n / l.columns * row + n % l.columns)] = from(static_cast<size_t>(n));
   }
+  return made;
+}
+
+/* entry(P) is what a row of terms holds for a code sum. */
+void make_expanded(Layer& l, const lns_dot_desc& d, const Kernel& kernel, const std::vector<int64_t>& bias,
+                   const std::function<int32_t(int64_t)>& entry) {
+  const int64_t a_max = max_code(d.activation) * d.activation_widen, w_max = max_code(d.weight) * d.weight_widen;
+  if (a_max >= expanded_codes || w_max > INT16_MAX || (l.saturate && l.lanes > 1)) return;
+  make_panels(l, d, kernel, entry);
+  l.activation_rows = by_word<uint16_t>(d.activation, [&](uint32_t code, bool minus) {
+    return static_cast<uint16_t>((code * d.activation_widen + (minus ? expanded_codes : 0)) * kernel.panel * 4);
+  });
+  if (d.bias) l.expanded_start = per_panel_column(l, [&](size_t n) { return static_cast<int32_t>(bias[n]); });
 }
 
 /* The γ for which terms[P] = ⌊terms[P + γ]/2⌋ throughout, or 0. */
@@ -519,28 +524,72 @@ int64_t shift_gamma(const lns_dot_desc& d) {
   return 0;
 }
 
-void make_shifted(Layer& l, const lns_dot_desc& d) {
+/* Sums that wrap, of words of up to 8 bits, whose terms of an octave are those of the next, shifted. Accumulators above
+ * 32 bits are kept in two parts (see the kernel): a multiple of 2^unit, of 32 bits, and what is below. A term of an
+ * activation of a high octave is such a multiple whatever the weight; those of the others, which are few, are added up
+ * for a block of depth. Returns whether all that holds. */
+bool make_shifted(Layer& l, const lns_dot_desc& d, const Kernel& kernel, const std::vector<int64_t>& bias) {
+  const Terms terms{d};
+  const int64_t a_max = max_code(d.activation) * d.activation_widen, w_max = max_code(d.weight) * d.weight_widen;
+  if (d.activation.bits > 8 || w_max > INT16_MAX) return false;
+  const int64_t gamma = shift_gamma(d);
+  if (!gamma) return false;
+  const int64_t top = a_max / gamma;
+  const int unit = std::max(d.acc_bits - 32, 0);
+  /* results are taken by float32 of either part, or of both together where these are 31 bits */
+  if (unit > 7) return false;
+  /* of terms of an octave of activations: whether all are multiples, and the largest */
+  const auto whole = [&](int64_t octave) {
+    for (int64_t p = octave * gamma + 1; p <= octave * gamma + gamma - 1 + w_max; ++p) {
+      if (p >= 2 && terms(0, p) & ((int64_t{1} << unit) - 1)) return false;
+    }
+    return true;
+  };
+  int64_t high = top + 1;
+  while (high > 0 && whole(high - 1)) --high;
+  if (terms(0, d.term_columns - 1) >> unit > INT32_MAX) return false;
+  if (high > 0 && (high > top || terms(0, high * gamma - 1 + w_max) > INT32_MAX / shifted_depth ||
+                   l.depth > (int64_t{1} << 30 >> unit))) {
+    return false;
+  }
   l.shifts = true;
-  const int width = l.expanded.panel;
-  const int64_t a_max = max_code(d.activation) * d.activation_widen, top = a_max / l.gamma;
-  l.activation_shifts = by_word<uint32_t>(d.activation, [&](uint32_t code, bool minus) -> uint32_t {
-    if (!code) return 0;
-    const int64_t c = code * d.activation_widen;
-    const int64_t row = 1 + (minus ? l.gamma : 0) + c % l.gamma;
-    return static_cast<uint32_t>(row * width * 4) | static_cast<uint32_t>(top - c / l.gamma) << 16;
+  l.gamma = gamma;
+  l.unit = unit;
+  l.truncates = false;
+  for (int64_t p = 2; p + gamma < d.term_columns; ++p) {
+    l.truncates = l.truncates || terms(0, p + gamma) != 2 * terms(0, p);
+  }
+  make_panels(l, d, kernel, [&](int64_t p) { return static_cast<int32_t>(terms(0, p) >> unit); });
+  l.activation_low.assign(size_t{1} << d.activation.bits, 0);
+  l.activation_shifts = by_word<ShiftedEntry>(d.activation, [&](uint32_t code, bool minus) {
+    const int64_t c = code * d.activation_widen, octave = c / gamma;
+    if (!code) return ShiftedEntry{UINT32_MAX, 0};
+    const int64_t shift = top - octave - (octave < high ? unit : 0);
+    return ShiftedEntry{static_cast<uint32_t>(shift >= 0 ? shift : -shift << shifted_left),
+                        static_cast<uint32_t>(((minus ? gamma : 0) + c % gamma) * kernel.panel * 4)};
   });
-  const int64_t words = (l.depth + 63) / 64;
-  l.weight_planes.resize(product(l.groups * l.expanded_panels, words) * 2 * width);
-  std::fill(l.weight_planes.data(), l.weight_planes.data() + l.weight_planes.size(), 0);
-  for (int64_t p = 0; p < l.groups * l.expanded_panels; ++p) {
-    for (int64_t k = 0; k < l.depth; ++k) {
-      for (int64_t c = 0; c < width; ++c) {
-        const int16_t code = l.weight_codes[(p * l.depth + k) * width + c];
-        if (!code) continue;
-        l.weight_planes[((p * words + k / 64) * 2 + (code < 0)) * width + c] |= uint64_t{1} << (k % 64);
-      }
+  for (uint32_t word = 0; word < l.activation_low.size(); ++word) {
+    const uint32_t code = code_of(word, d.activation);
+    l.activation_low[word] = unit && code && code * d.activation_widen / gamma < high;
+  }
+  if (gamma <= 8) {
+    /* sums end within an octave: the terms that are missing at its end would be shifted once at least */
+    const int64_t end = (d.term_columns - 1) / gamma * gamma + gamma - 1;
+    for (int64_t i = 0; i < 8; ++i) {
+      const int64_t p = end - i % gamma;
+      const int64_t term = p < d.term_columns ? terms(0, p) : 2 * terms(0, p - gamma);
+      l.octave[i] = static_cast<int32_t>(static_cast<uint32_t>(term >> unit));
+    }
+    l.octave_first = static_cast<int32_t>(end - (a_max - gamma + 1));
+  }
+  if (d.bias) {
+    l.expanded_start = per_panel_column(l, [&](size_t n) { return static_cast<int32_t>(bias[n] >> unit); });
+    if (unit) {
+      l.low_start =
+          per_panel_column(l, [&](size_t n) { return static_cast<int32_t>(bias[n] & ((int64_t{1} << unit) - 1)); });
     }
   }
+  return true;
 }
 
 /* ---- saturation that cannot happen ---------------------------------------------------------------------------- */
@@ -605,13 +654,18 @@ void bound_terms(Layer& l, const lns_dot_desc& d, double rate, bool own_floats, 
       [](int64_t, int64_t) {});
 }
 
-/* Σu of every row and block of depth of packed activations. */
+/* Σu of every row and block of depth of packed activations; for saturating bins without steps the largest u, as their
+ * sums are looked at more often. */
 void sum_bounds(const Layer& l, const void* packed, int64_t rows, float* sums) {
+  const bool peaks = l.kind == Kind::bins && l.step_limit < 0;
   const auto add = [&](const auto* a, auto bound_of) {
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t first = 0; first < l.depth; first += l.bound_depth) {
         float sum = 0;
-        for (int64_t k = first; k < std::min(first + l.bound_depth, l.depth); ++k) sum += bound_of(a[r * l.depth + k]);
+        for (int64_t k = first; k < std::min(first + l.bound_depth, l.depth); ++k) {
+          const float bound = bound_of(a[r * l.depth + k]);
+          sum = peaks ? std::max(sum, bound) : sum + bound;
+        }
         *sums++ = sum;
       }
     }
@@ -715,12 +769,8 @@ void make_linear(Layer& l, const lns_dot_desc& given, const Isa& isa) {
     };
     const auto entry = [&](int64_t p) { return static_cast<int32_t>(std::min<int64_t>(terms(0, p), INT32_MAX)); };
     const Structure s = structure_of(d);
-    l.gamma = wraps32 && isa.prefers_shifted ? shift_gamma(d) : 0;
-    if (l.gamma) {
-      make_expanded(l, d, isa.shifted, shifted_depth, bias, entry);
-      if (l.expands) make_shifted(l, d);
-    } else if ((wraps32 || (step32 && !steps)) && !s.found) {
-      make_expanded(l, d, wraps32 ? isa.expanded_wrap : isa.expanded_saturate, expanded_depth, bias, entry);
+    if (!(wraps && make_shifted(l, d, isa.shifted, bias)) && (wraps32 || (step32 && !steps)) && !s.found) {
+      make_expanded(l, d, wraps32 ? isa.expanded_wrap : isa.expanded_saturate, bias, entry);
     }
     const int64_t a_top = (max_code(d.activation) * d.activation_widen) >> s.f;
     const int64_t w_top = (max_code(d.weight) * d.weight_widen) >> s.f;
@@ -788,7 +838,8 @@ void make_linear(Layer& l, const lns_dot_desc& given, const Isa& isa) {
     set_kernel(l, Kind::bins, isa.bins, !saturate ? "bins-wrap" : steps ? "bins-lanes" : "bins-saturate");
     start32();
     pack_bins(l, d, bin_of);
-    bound_terms(l, d, 0, false, 0);
+    /* what lies between two looks at the sums does not wrap */
+    if (largest < limit32 / 8 && limit < limit32 / 4) bound_terms(l, d, 0, false, 0);
     l.bin_block = l.bounded ? l.bound_depth : (256 + l.lanes - 1) / l.lanes * l.lanes;
     return;
   }
@@ -1109,8 +1160,8 @@ void finish(const Tile& t, int64_t rows, lns_counts& counts, Store store) {
   const Layer& l = *t.layer;
   const int64_t first = t.first_panel * t.panel;
   const int64_t real = std::min((t.last_panel - t.first_panel) * t.panel, l.columns - first);
-  const bool wide =
-      l.kind == Kind::general || l.kind == Kind::log_general || l.kind == Kind::fp32_wide || l.kind == Kind::fp64;
+  const bool wide = !t.low && (l.kind == Kind::general || l.kind == Kind::log_general || l.kind == Kind::fp32_wide ||
+                               l.kind == Kind::fp64);
   counts.total += rows * real;
   alignas(64) int32_t words[kRowTile * row_words];
   for (int64_t r = 0; r < rows; r += kRowTile) {
@@ -1133,7 +1184,7 @@ void finish(const Tile& t, int64_t rows, lns_counts& counts, Store store) {
 
 /* Memory that a thread keeps from tile to tile. */
 struct Scratch {
-  Buffer<char> a, acc, planes, sums, terms, counts;
+  Buffer<char> a, acc, words, sums, terms, counts, lacking;
   static char* at_least(Buffer<char>& buffer, int64_t size) {
     if (buffer.size() < size) buffer.resize(size);
     return buffer.data();
@@ -1192,72 +1243,30 @@ void compute(const Tile& t) {
 }
 
 /* All rows of all groups: fill(group, first row, rows, put) packs, store(group … ) takes words. */
-/* Which activations are positive and which negative, by bits: [rows, words of depth, 2]. In what shifted terms are
- * packed as, the zero row comes first, then γ rows of either sign. */
-const uint64_t* sign_planes(const Layer& l, const uint32_t* packed, int64_t rows, int64_t blocks) {
-  static_assert(64 % shifted_depth == 0, "a word of bits holds whole blocks");
-  constexpr int64_t per_word = 64 / shifted_depth;
-  const int64_t words = (l.depth + 63) / 64;
-  auto* planes =
-      reinterpret_cast<uint64_t*>(Scratch::at_least(scratch.planes, std::max<int64_t>(rows * words * 16, 64)));
-  const auto last_plus = static_cast<uint32_t>(l.gamma * l.expanded.panel * 4);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t i = 0; i < words; ++i) {
-      uint64_t plus = 0, minus = 0;
-      for (int64_t j = 0; j < std::min(per_word, blocks - i * per_word); ++j) {
-        const uint32_t* block = packed + ((i * per_word + j) * rows + r) * shifted_depth;
-        uint64_t some_plus = 0, some_minus = 0;
-        for (int64_t k = 0; k < shifted_depth; ++k) {
-          const uint32_t at = block[k] & 0xffff;
-          some_plus |= static_cast<uint64_t>(at != 0 && at <= last_plus) << k;
-          some_minus |= static_cast<uint64_t>(at > last_plus) << k;
-        }
-        plus |= some_plus << (j * shifted_depth);
-        minus |= some_minus << (j * shifted_depth);
-      }
-      planes[(r * words + i) * 2] = plus;
-      planes[(r * words + i) * 2 + 1] = minus;
-    }
-  }
-  return planes;
-}
-
 template <class Fill, class Store>
 void run_expanded(const Layer& l, int64_t rows, int threads, lns_counts* counts, Fill fill, Store store) {
   /* tasks of equal size, a few for each thread where there are enough rows */
   const int64_t at_most = std::min(kExpandedTile, kExpandedBytes / (4 * (l.depth + 8)));
   const int64_t most = std::max(kExpandedRows, std::min(at_most, (rows + threads - 1) / threads));
   const int64_t row_tiles = (rows + most - 1) / most, tile_rows = (rows + row_tiles - 1) / row_tiles;
-  const int64_t depth_of_block = l.expanded_step; /* a power of two */
-  const int block_shift = __builtin_ctzll(static_cast<uint64_t>(depth_of_block));
+  constexpr int64_t depth_of_block = expanded_depth;
   const int64_t blocks = (l.depth + depth_of_block - 1) / depth_of_block;
   std::mutex mutex;
   parallel(row_tiles * l.groups, threads, [&](int64_t task) {
     const int64_t group = task % l.groups, first = task / l.groups * tile_rows;
     const int64_t real = std::min(tile_rows, rows - first);
-    const int64_t size = l.shifts ? 4 : 2;
-    const int64_t bytes = product(product(blocks, real), depth_of_block * size);
-    char* packed = Scratch::at_least(scratch.a, std::max<int64_t>(bytes, 64));
+    const int64_t bytes = product(product(blocks, real), depth_of_block * 2);
+    auto* packed = reinterpret_cast<uint16_t*>(Scratch::at_least(scratch.a, std::max<int64_t>(bytes, 64)));
     std::array<bool, 256> seen{};
     bool* const met = seen.data();
-    const auto pack_as = [&](auto* to, const auto& from_words) {
-      using Packed = std::remove_reference_t<decltype(*to)>;
-      const Packed* from = from_words.data();
-      for (int64_t k = l.depth; k < blocks * depth_of_block; ++k) {
-        for (int64_t r = 0; r < real; ++r) to[((blocks - 1) * real + r) * depth_of_block + k % depth_of_block] = 0;
-      }
-      fill(group, first, real, [=](int64_t r, int64_t k, uint32_t word) {
-        met[word] = true;
-        to[(((k >> block_shift) * real + r) << block_shift) + (k & (depth_of_block - 1))] = from[word];
-      });
-    };
-    const uint64_t* planes = nullptr;
-    if (l.shifts) {
-      pack_as(reinterpret_cast<uint32_t*>(packed), l.activation_shifts);
-      planes = sign_planes(l, reinterpret_cast<const uint32_t*>(packed), real, blocks);
-    } else {
-      pack_as(reinterpret_cast<uint16_t*>(packed), l.activation_rows);
+    const uint16_t* from = l.activation_rows.data();
+    for (int64_t k = l.depth; k < blocks * depth_of_block; ++k) {
+      for (int64_t r = 0; r < real; ++r) packed[((blocks - 1) * real + r) * depth_of_block + k % depth_of_block] = 0;
     }
+    fill(group, first, real, [=](int64_t r, int64_t k, uint32_t word) {
+      met[word] = true;
+      packed[(k / depth_of_block * real + r) * depth_of_block + k % depth_of_block] = from[word];
+    });
     int64_t least = expanded_codes, largest = 0;
     for (uint32_t word = 0; word < (1u << l.activation.bits); ++word) {
       const int64_t code = code_of(word, l.activation) * l.activation_widen;
@@ -1272,7 +1281,6 @@ void run_expanded(const Layer& l, int64_t rows, int threads, lns_counts* counts,
       Tile t = {&l, group, p, p + 1, real, packed, acc};
       t.least_code = std::min(least, largest);
       t.largest_code = largest;
-      t.planes = planes;
       t.panel = l.expanded.panel;
       t.terms = terms;
       l.expanded.run(t);
@@ -1284,11 +1292,106 @@ void run_expanded(const Layer& l, int64_t rows, int threads, lns_counts* counts,
   });
 }
 
+/* Rows of a task of shifted terms, and bytes of its activations, at most. */
+constexpr int64_t kShiftedTile = 512, kShiftedBytes = int64_t{1} << 23;
+/* Bytes of the terms of a block that stay in the first-level cache, about. */
+constexpr int64_t kShiftedTerms = int64_t{1} << 14;
+
+/* The activations of every row that are not zero, block by block; those of low octaves from a block's end on. */
+template <bool kLow>
+void pack_shifted(const Layer& l, const uint8_t* words, int64_t stride, const Tile& t, ShiftedEntry* to,
+                  uint8_t* filled) {
+  const ShiftedEntry* from = l.activation_shifts.data();
+  const uint8_t* low = l.activation_low.data();
+  const int64_t step = t.block_depth;
+  const auto size = static_cast<uint32_t>(l.gamma * l.expanded.panel * 4 * (t.both_signs ? 2 : 1));
+  for (int64_t first = 0; first < l.depth; first += step) {
+    const int64_t count = std::min(step, l.depth - first);
+    for (int64_t r = 0; r < t.rows; ++r, to += step) {
+      const uint8_t* const at = words + r * stride + first;
+      int64_t high_count = 0, low_count = 0;
+      uint32_t row = 0;
+      for (int64_t k = 0; k < count; ++k, row += size) {
+        ShiftedEntry e = from[at[k]];
+        const bool used = e.shift != UINT32_MAX, is_low = kLow && low[at[k]];
+        e.row += row;
+        to[high_count] = e;
+        if (kLow) to[step - 1 - low_count] = e;
+        high_count += used && !is_low;
+        low_count += is_low;
+      }
+      *filled++ = static_cast<uint8_t>(high_count);
+      *filled++ = static_cast<uint8_t>(low_count);
+    }
+  }
+}
+
+template <class Fill, class Store>
+void run_shifted(const Layer& l, int64_t rows, int threads, lns_counts* counts, Fill fill, Store store) {
+  const int64_t at_most = std::min(kShiftedTile, kShiftedBytes / (8 * (l.depth + shifted_depth)));
+  const int64_t most = std::max(l.isa->shifted_rows, std::min(at_most, (rows + threads - 1) / threads));
+  const int64_t row_tiles = (rows + most - 1) / most, tile_rows = (rows + row_tiles - 1) / row_tiles;
+  const int64_t panel = l.expanded.panel;
+  std::mutex mutex;
+  parallel(row_tiles * l.groups, threads, [&](int64_t task) {
+    const int64_t group = task % l.groups, first = task / l.groups * tile_rows;
+    const int64_t real = std::min(tile_rows, rows - first);
+    /* an odd number of cache lines: what lies one below the other is not kept in the same places */
+    const int64_t depth = l.depth, stride = (depth / 64 | 1) * 64 + (depth / 64 % 2 && depth % 64 ? 128 : 0);
+    auto* words = reinterpret_cast<uint8_t*>(Scratch::at_least(scratch.words, product(real, stride)));
+    fill(group, first, real,
+         [=](int64_t r, int64_t k, uint32_t word) { words[r * stride + k] = static_cast<uint8_t>(word); });
+    Tile t = {&l, group, 0, 1, real, nullptr, nullptr};
+    if (l.activation.is_signed) {
+      const auto sign = static_cast<uint8_t>(1u << (l.activation.bits - 1));
+      uint8_t some = 0;
+      for (int64_t r = 0; r < real; ++r) {
+        for (int64_t k = 0; k < depth; ++k) some |= words[r * stride + k] > sign;
+      }
+      t.both_signs = some != 0;
+    }
+    t.block_depth = shifted_depth;
+    while (t.block_depth > 4 && t.block_depth * l.gamma * panel * (t.both_signs ? 8 : 4) > kShiftedTerms) {
+      t.block_depth /= 2;
+    }
+    const int64_t blocks = (depth + t.block_depth - 1) / t.block_depth, cells = product(blocks, real);
+    auto* entries = reinterpret_cast<ShiftedEntry*>(
+        Scratch::at_least(scratch.a, product(cells, t.block_depth * static_cast<int64_t>(sizeof(ShiftedEntry))) + 64));
+    auto* filled = reinterpret_cast<uint8_t*>(Scratch::at_least(scratch.counts, product(cells, 2) + 64));
+    if (l.unit) {
+      pack_shifted<true>(l, words, stride, t, entries, filled);
+    } else {
+      pack_shifted<false>(l, words, stride, t, entries, filled);
+    }
+    t.entries = entries;
+    t.filled = filled;
+    const int64_t sums = product(real, panel);
+    t.acc = Scratch::at_least(scratch.acc, sums * 4);
+    if (l.unit) t.low = reinterpret_cast<int32_t*>(Scratch::at_least(scratch.sums, sums * 4));
+    t.lacking = reinterpret_cast<uint8_t*>(Scratch::at_least(scratch.lacking, sums));
+    t.panel = l.expanded.panel;
+    t.terms = reinterpret_cast<int32_t*>(Scratch::at_least(scratch.terms, terms_bytes + 2 * shifted_depth * panel));
+    lns_counts found = {0, 0, 0, 0};
+    for (int64_t p = 0; p < l.expanded_panels; ++p) {
+      t.first_panel = p;
+      t.last_panel = p + 1;
+      l.expanded.run(t);
+      finish(t, real, found, [&](const int32_t* made, int64_t r, int64_t height, int64_t channel, int64_t columns) {
+        store(made, first + r, height, channel, columns);
+      });
+    }
+    add_to(counts, found, mutex);
+  });
+}
+
 template <class Fill, class Store>
 void run_rows(const Layer& l, int64_t rows, int threads, lns_counts* counts, Fill fill, Store store) {
   if (rows == 0 || l.columns == 0) return;
+  if (l.shifts && rows >= l.isa->shifted_rows && l.depth && l.depth < (1 << 20)) {
+    return run_shifted(l, rows, threads, counts, fill, store);
+  }
   /* with fewer rows than that for every other thread, tiles of few rows keep all threads busy */
-  if (l.expands && rows * l.groups >= kExpandedRows * ((threads + 1) / 2) && rows >= kExpandedRows &&
+  if (l.expands && !l.shifts && rows * l.groups >= kExpandedRows * ((threads + 1) / 2) && rows >= kExpandedRows &&
       l.depth < (1 << 20)) {
     return run_expanded(l, rows, threads, counts, fill, store);
   }

@@ -104,6 +104,8 @@ class RawCode {
   int bits = 0;
   int steps = 0;                    /* thresholds in one slot, at most */
   std::vector<uint64_t> thresholds; /* and one that nothing reaches */
+  /* the bits of the least float32 that is not below a threshold */
+  std::vector<int32_t> threshold_floats;
   /* the same for 32 bits, less 2^31 so that signed integers compare like unsigned ones */
   std::vector<int32_t> thresholds32;
   std::vector<int32_t> start;
@@ -129,6 +131,13 @@ enum class Kind {
 
 struct Layer;
 
+/* An activation: by how much terms of the highest octave are shifted to the right, or from bit shifted_left on to the
+ * left, and where its row begins in those of a block. */
+struct ShiftedEntry {
+  uint32_t shift, row;
+};
+constexpr int shifted_left = 8;
+
 /* One block of rows times some columns of a group. */
 struct Tile {
   const Layer* layer;
@@ -138,11 +147,18 @@ struct Tile {
   const void* a; /* packed activations [rows, depth]; expanded: [blocks of depth, rows, depth of a block] */
   void* acc;     /* [rows, columns of these panels], of Layer::acc_size bytes */
   int64_t least_code = 0, largest_code = 0; /* expanded: codes that occur in `a`, but for zero */
-  const uint64_t* planes = nullptr;         /* shifted: [rows, words of depth, positive and negative] bits of `a` */
-  int panel = 0;                            /* columns of a panel */
-  int32_t* terms = nullptr;                 /* expanded: memory for the terms of a block, terms_bytes */
-  const int32_t* entry_counts = nullptr;    /* bins: [rows, blocks of bin_block] */
-  const float* row_sums = nullptr;          /* bounded: [rows, blocks of bound_depth] sums of what bounds activations */
+  /* shifted: activations that are not zero, [blocks of depth, rows, depth of a block]; how many, those of low octaves
+   * first and then all, [blocks of depth, rows, 2]; whether some are negative; and the accumulators' lower parts */
+  const ShiftedEntry* entries = nullptr;
+  const uint8_t* filled = nullptr;
+  bool both_signs = false;
+  int64_t block_depth = 0;
+  int32_t* low = nullptr;
+  uint8_t* lacking = nullptr;            /* shifted: memory of rows × panel */
+  int panel = 0;                         /* columns of a panel */
+  int32_t* terms = nullptr;              /* expanded: memory for the terms of a block, terms_bytes */
+  const int32_t* entry_counts = nullptr; /* bins: [rows, blocks of bin_block] */
+  const float* row_sums = nullptr;       /* bounded: [rows, blocks of bound_depth] sums of what bounds activations */
 };
 
 /* Columns whose words are made together. */
@@ -199,7 +215,7 @@ struct Isa {
       fp64_saturate, fp64_lanes, mitchell_wrap, mitchell_saturate, mitchell_lanes, gather_wrap, gather_saturate,
       gather_lanes, bins, log8, log16, log16_gather, log32;
   bool has_log8, has_log16;
-  bool prefers_shifted; /* even where products can be computed */
+  int64_t shifted_rows; /* rows from which on it pays to lay out the terms of an octave */
 };
 const Isa& isa_portable();
 #ifdef LNS_HAVE_AVX2
@@ -233,15 +249,21 @@ struct Layer {
   /* many rows of narrow activations: every term of a weight is laid out, so that a product is one load */
   bool expands = false;
   Kernel expanded;
-  int64_t expanded_step; /* the depth of a block */
   int64_t expanded_panels;
   std::vector<uint16_t> activation_rows; /* by word: where its terms begin, in bytes */
   /* shifted: terms of an octave are those of the highest one, shifted */
   bool shifts = false;
-  int64_t gamma;                           /* codes of an octave */
-  std::vector<uint32_t> activation_shifts; /* by word: where its terms begin, and by how much they are shifted */
-  Buffer<uint64_t> weight_planes;          /* [group][panel][words of depth][positive and negative][panel width] */
-  Buffer<int16_t> weight_codes;            /* [group][panel][depth][panel width], signed */
+  int64_t gamma;                               /* codes of an octave */
+  std::vector<ShiftedEntry> activation_shifts; /* by word; rows as if of the first depth */
+  std::vector<uint8_t> activation_low;         /* by word: whether its octave is one of the low ones */
+  int unit = 0;                   /* accumulators are a multiple of 2^unit and a lower part, to which low octaves add */
+  bool truncates = true;          /* terms have bits below the accumulator's */
+  std::vector<int32_t> low_start; /* of these lower parts, as expanded_start */
+  /* the terms of the highest octave of sums, by how far below its last one a sum is, and how far the highest octave of
+   * activations begins; negative if they are not so few */
+  int32_t octave_first = -1;
+  int32_t octave[8];
+  Buffer<int16_t> weight_codes; /* [group][panel][depth][panel width], signed */
   std::vector<int32_t> expanded_start;
   Buffer<int32_t> term_stream; /* terms by code sum, then zeros; zeros alone from zero_stream on */
   int64_t zero_stream;
@@ -309,7 +331,7 @@ constexpr int64_t expanded_depth = 4;
 /* Columns of a panel of bins, whatever the instruction set. */
 constexpr int bins_panel = 8;
 /* Shifted terms: codes of an octave, at most, and the depth of a block. */
-constexpr int64_t shifted_gamma = 16, shifted_depth = 8;
+constexpr int64_t shifted_gamma = 16, shifted_depth = 16;
 
 /* A zero in log kernels: below every code, and so far below that Δ is 0 for its distance. */
 constexpr int32_t no_code = -(1 << 29);

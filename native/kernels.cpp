@@ -451,81 +451,176 @@ void expanded(const Tile& t) {
 }
 
 /* Where terms of one octave are those of the next, shifted (truncation composes): the terms of the highest octave are
- * laid out, γ rows for each sign, and a product is a load and a shift. Negative ones are one's complements, whose
- * arithmetic shift is that of the magnitude but for −1: how many there were is counted by bits, and added at the end.
- */
-LNS_INLINE void expand_octave(const Tile& t, const int16_t* codes, int32_t* rows) {
-  constexpr int kColumns = 4 * V;
-  const Layer& l = *t.layer;
-  const int gamma = static_cast<int>(l.gamma);
-  const int32_t highest = static_cast<int32_t>(max_code(l.activation) * l.activation_widen - l.gamma + 1);
-  for (int j = 0; j < 4; ++j) {
-    vi index, sign, used;
-    for (int c = 0; c < V; ++c) {
-      const int code = codes[j * V + c];
-      index[c] = code ? highest + (code < 0 ? -code : code) : static_cast<int32_t>(l.zero_stream);
-      sign[c] = code < 0 ? -1 : 0;
-      used[c] = code ? -1 : 0;
+ * laid out, γ rows for each sign that occurs, and a product is a load and a shift. Activations of zero are left out. */
+typedef int16_t vs_anywhere __attribute__((vector_size(kBytes / 2), may_alias, aligned(2)));
+typedef uint8_t vb __attribute__((vector_size(kBytes), may_alias));
+
+#if defined(LNS_AVX2)
+constexpr int64_t kShiftedRows = 24;
+#elif defined(LNS_AVX512)
+constexpr int64_t kShiftedRows = 64;
+#else
+constexpr int64_t kShiftedRows = 192;
+#endif
+
+/* Terms of some weights with the codes of the highest octave, in order: the magnitudes, zero for a weight of zero. */
+class Octave {
+ public:
+#if defined(LNS_AVX2)
+  explicit Octave(const Layer& l) : stream_(l), permutes_(l.octave_first >= 0), table_(_mm256_setzero_si256()) {
+    if (permutes_) table_ = _mm256_loadu_si256((const __m256i*)l.octave);
+    while ((int64_t{1} << log2_gamma_) < l.gamma) ++log2_gamma_;
+    first_ = l.octave_first;
+  }
+  template <class Put>
+  LNS_INLINE void operator()(vi magnitude, Put put) const {
+    if (!permutes_) return stream_(magnitude, put);
+    /* how many codes a sum is below the last of the highest octave: its low bits choose a remainder, the others say by
+     * how much to shift; all is shifted out for a weight of zero */
+    vi below = magnitude != 0 ? all(first_) - magnitude : all(1 << 24);
+    for (int64_t r = 0; r < stream_.gamma; ++r, below -= 1) {
+      put(r, (vi)_mm256_srlv_epi32(_mm256_permutevar8x32_epi32(table_, (__m256i)below),
+                                   _mm256_srli_epi32((__m256i)below, log2_gamma_)));
     }
-    *(vi*)(rows + j * V) = all(0);
-    for (int r = 0; r < gamma; ++r) {
-      const vi term = gather(l.term_stream.data(), index + r) ^ sign;
-      *(vi*)(rows + (1 + r) * kColumns + j * V) = term;
-      *(vi*)(rows + (1 + gamma + r) * kColumns + j * V) = ~term & used;
+  }
+#else
+  explicit Octave(const Layer& l) : stream_(l) {}
+  template <class Put>
+  LNS_INLINE void operator()(vi magnitude, Put put) const {
+    stream_(magnitude, put);
+  }
+#endif
+
+ private:
+  struct Stream {
+    const int32_t* terms;
+    int64_t gamma;
+    vi highest, zeros;
+    explicit Stream(const Layer& l)
+        : terms(l.term_stream.data()),
+          gamma(l.gamma),
+          highest(all(static_cast<int32_t>(max_code(l.activation) * l.activation_widen - l.gamma + 1))),
+          zeros(all(static_cast<int32_t>(l.zero_stream))) {}
+    template <class Put>
+    LNS_INLINE void operator()(vi magnitude, Put put) const {
+      vi index = magnitude != 0 ? highest + magnitude : zeros;
+      for (int64_t r = 0; r < gamma; ++r, index += 1) put(r, gather(terms, index));
+    }
+  } stream_;
+#if defined(LNS_AVX2)
+  bool permutes_;
+  int log2_gamma_ = 0;
+  int32_t first_;
+  __m256i table_;
+#endif
+};
+
+constexpr int kShiftedColumns = 4 * V;
+
+/* kTruncates: negative terms are one's complements, whose arithmetic shift is that of the magnitude but for −1;
+ * `lacking` has a row of ones for them for either sign of the activation. Else shifts lose nothing. */
+template <bool kTruncates>
+LNS_INLINE void lay_out(const Tile& t, const Octave& octave, const int16_t* codes, int32_t* rows, uint8_t* lacking) {
+  const int64_t other = t.layer->gamma * kShiftedColumns;
+  for (int j = 0; j < 4; ++j) {
+    const vi code = __builtin_convertvector(*(const vs_anywhere*)(codes + j * V), vi);
+    const vi sign = code >> 31, used = code != 0;
+    int32_t* const to = rows + j * V;
+    octave((code ^ sign) - sign, [&](int64_t r, vi term) __attribute__((always_inline)) {
+      const vi one = kTruncates ? term ^ sign : (term ^ sign) - sign;
+      *(vi*)(to + r * kShiftedColumns) = one;
+      if (t.both_signs) *(vi*)(to + other + r * kShiftedColumns) = kTruncates ? ~one & used : -one;
+    });
+  }
+  if (kTruncates) {
+    for (int c = 0; c < kShiftedColumns; ++c) lacking[c] = codes[c] < 0;
+    if (t.both_signs) {
+      for (int c = 0; c < kShiftedColumns; ++c) lacking[kShiftedColumns + c] = codes[c] > 0;
     }
   }
 }
 
-void shifted(const Tile& t) {
-  constexpr int64_t kStep = shifted_depth;
-  constexpr int kColumns = 4 * V;
-  constexpr int64_t kRow = (1 + 2 * shifted_gamma) * kColumns;
+/* What negative terms of all rows lack, counted in bytes, added to their sums. */
+void settle(const Tile& t, int32_t* acc) {
+  for (int64_t i = 0; i < t.rows * kShiftedColumns; ++i) acc[i] += t.lacking[i];
+  std::memset(t.lacking, 0, static_cast<size_t>(t.rows * kShiftedColumns));
+}
+
+/* kWide: accumulators are a multiple of 2^unit, modulo 2^32, and a lower part. Activations of high octaves add to the
+ * former alone; those of low ones add up for a block of depth, and are then split. */
+template <bool kTruncates, bool kWide>
+void shifted_with(const Tile& t) {
   const Layer& l = *t.layer;
+  const Octave octave(l);
   auto* acc = static_cast<int32_t*>(t.acc);
-  begin(t, acc, l.expanded_start, kColumns, l.expanded_panels);
-  static_assert(kStep * kRow * sizeof(int32_t) <= terms_bytes, "the terms of a block fit");
-  int32_t* const rows = t.terms;
-  const auto* a = static_cast<const uint32_t*>(t.a);
+  begin(t, acc, l.expanded_start, kShiftedColumns, l.expanded_panels);
+  if (kWide) begin(t, t.low, l.low_start, kShiftedColumns, l.expanded_panels);
+  if (kTruncates) std::memset(t.lacking, 0, static_cast<size_t>(t.rows * kShiftedColumns));
+  const int64_t step = t.block_depth, signs = t.both_signs ? 2 : 1, row = signs * l.gamma * kShiftedColumns;
+  auto* const lacking = (uint8_t*)t.terms + terms_bytes;
+  int lacking_shift = 2;
+  while ((int64_t{4} << lacking_shift) < l.gamma * 16) ++lacking_shift;
   const int64_t panel = t.group * l.expanded_panels + t.first_panel;
-  const int16_t* codes = l.weight_codes.data() + panel * l.depth * kColumns;
-  for (int64_t first = 0; first < l.depth; first += kStep) {
-    const int64_t depth = l.depth - first < kStep ? l.depth - first : kStep;
-    for (int64_t k = 0; k < depth; ++k) expand_octave(t, codes + (first + k) * kColumns, rows + k * kRow);
-    for (int64_t k = depth; k < kStep; ++k) std::memset(rows + k * kRow, 0, kColumns * sizeof(int32_t));
-    const uint32_t* block = a + first * t.rows;
-    for (int64_t r = 0; r < t.rows; ++r) {
-      int32_t* out = acc + r * kColumns;
+  const int16_t* const codes = l.weight_codes.data() + panel * l.depth * kShiftedColumns;
+  const int unit = l.unit;
+  const vi low_bits = all((1 << unit) - 1);
+  int64_t counted = 0;
+  for (int64_t first = 0, block = 0; first < l.depth; first += step, ++block) {
+    for (int64_t k = 0; k < std::min(step, l.depth - first); ++k) {
+      lay_out<kTruncates>(t, octave, codes + (first + k) * kShiftedColumns, t.terms + k * row,
+                          lacking + k * signs * kShiftedColumns);
+    }
+    if (kTruncates && counted + step > UINT8_MAX) settle(t, acc), counted = 0;
+    counted += step;
+    const ShiftedEntry* entries = t.entries + block * t.rows * step;
+    const uint8_t* filled = t.filled + block * t.rows * 2;
+    for (int64_t r = 0; r < t.rows; ++r, entries += step, filled += 2) {
+      int32_t* const out = acc + r * kShiftedColumns;
       vi sum[4];
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) sum[j] = *(vi*)(out + j * V);
-#pragma GCC unroll 8
-      for (int64_t k = 0; k < kStep; ++k) {
-        const uint32_t packed = block[r * kStep + k];
-        const auto* term = (const vi*)((const char*)(rows + k * kRow) + (packed & 0xffff));
-        const int shift = static_cast<int>(packed >> 16);
+      for (int j = 0; j < 4; ++j) sum[j] = *(const vi*)(out + j * V);
+      vb lack = {};
+      if (kTruncates) lack = *(const vb*)(t.lacking + r * kShiftedColumns);
+      for (const ShiftedEntry *e = entries, *end = entries + filled[0]; e < end; ++e) {
+        const auto* term = (const vi*)((const char*)t.terms + e->row);
+        const int shift = static_cast<int>(e->shift);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) sum[j] = add(sum[j], term[j] >> shift);
+        if (kTruncates) lack += *(const vb*)(lacking + ((e->row >> lacking_shift) & -kShiftedColumns));
+      }
+      if (kWide && filled[1]) {
+        vi some[4] = {};
+        for (const ShiftedEntry *end = entries + step, *e = end - filled[1]; e < end; ++e) {
+          const auto* term = (const vi*)((const char*)t.terms + e->row);
+          const int shift = static_cast<int>(e->shift & ((1 << shifted_left) - 1));
+          const int left = static_cast<int>(e->shift >> shifted_left);
+          const vi lost = all((1 << shift) - 1);
+          /* towards zero */
+#pragma GCC unroll 4
+          for (int j = 0; j < 4; ++j) {
+            const vi one = (vi)((vu)term[j] << left);
+            some[j] += (one + ((one >> 31) & lost)) >> shift;
+          }
+        }
+        int32_t* const low = t.low + r * kShiftedColumns;
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          sum[j] = add(sum[j], some[j] >> unit);
+          *(vi*)(low + j * V) += some[j] & low_bits;
+        }
       }
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) *(vi*)(out + j * V) = sum[j];
+      if (kTruncates) *(vb*)(t.lacking + r * kShiftedColumns) = lack;
     }
   }
-  const int64_t words = (l.depth + 63) / 64;
-  const uint64_t* planes = l.weight_planes.data() + panel * words * 2 * kColumns;
-  for (int64_t r = 0; r < t.rows; ++r) {
-    const uint64_t* row = t.planes + r * words * 2;
-    uint32_t negative[kColumns] = {};
-    for (int64_t i = 0; i < words; ++i) {
-      const uint64_t plus = row[2 * i], minus = row[2 * i + 1];
-      const uint64_t* w = planes + i * 2 * kColumns;
-      for (int c = 0; c < kColumns; ++c) {
-        negative[c] += static_cast<uint32_t>(__builtin_popcountll((plus & w[kColumns + c]) | (minus & w[c])));
-      }
-    }
-    for (int c = 0; c < kColumns; ++c) {
-      acc[r * kColumns + c] = static_cast<int32_t>(static_cast<uint32_t>(acc[r * kColumns + c]) + negative[c]);
-    }
-  }
+  if (kTruncates) settle(t, acc);
+}
+
+void shifted(const Tile& t) {
+  const Layer& l = *t.layer;
+  if (l.unit) return shifted_with<false, true>(t);
+  return l.truncates ? shifted_with<true, false>(t) : shifted_with<false, false>(t);
 }
 
 /* Terms too large for 32 bits, summed in float64 as integers below 2^53. */
@@ -605,6 +700,63 @@ struct Lanes {
   }
 };
 
+/* The products of one activation and some columns. */
+template <int E, class Index, int kColumns>
+LNS_INLINE void add_bins(const char* table, const char* panel, uint64_t entry, typename Lanes<E>::Vector* to) {
+  using Vector = typename Lanes<E>::Vector;
+  /* see bin_entries: the low half says where in the table, the high one which record */
+  const char* from = table + static_cast<uint32_t>(entry);
+  const auto* record = (const Index*)(panel + (entry >> 32));
+  /* one register each, or every product adds the table's place anew */
+  __asm__("" : "+r"(from), "+r"(record));
+#pragma GCC unroll 8
+  for (int c = 0; c < kColumns; ++c) to[c] = Lanes<E>::add(to[c], *(const Vector*)(from + uint64_t{record[c]} * 8));
+}
+
+/* Products between two looks at the sums. */
+constexpr int64_t kLook = 4;
+
+/* As bins_block without clamps, where these provably do nothing: sums are looked at every few products, and have to be
+ * so near to zero that those between could not have left the range. Sums in memory change only if so. */
+template <int E, class Index>
+LNS_INLINE bool bins_checked(const Layer& l, const uint64_t* entries, int64_t count, const char* panel, int32_t* out,
+                             int32_t room) {
+  using Vector = typename Lanes<E>::Vector;
+  const char* const table = (const char*)l.table.data();
+  Vector sum[bins_panel], most = Lanes<E>::all(0);
+#pragma GCC unroll 8
+  for (int c = 0; c < bins_panel; ++c) sum[c] = *(const Vector*)(out + c * E);
+  const auto look = [&]() __attribute__((always_inline)) {
+    Vector some[bins_panel];
+#pragma GCC unroll 8
+    for (int c = 0; c < bins_panel; ++c) {
+      some[c] = -sum[c];
+      some[c] = sum[c] > some[c] ? sum[c] : some[c];
+    }
+#pragma GCC unroll 8
+    for (int step = 1; step < bins_panel; step *= 2) {
+#pragma GCC unroll 8
+      for (int c = 0; c < bins_panel; c += 2 * step) some[c] = some[c] > some[c + step] ? some[c] : some[c + step];
+    }
+    most = most > some[0] ? most : some[0];
+  };
+  int64_t i = 0;
+  for (; i + kLook <= count; i += kLook) {
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < kLook; ++j) add_bins<E, Index, bins_panel>(table, panel, entries[i + j], sum);
+    look();
+  }
+  for (; i < count; ++i) add_bins<E, Index, bins_panel>(table, panel, entries[i], sum);
+  look();
+  int32_t largest = 0;
+#pragma GCC unroll 16
+  for (int e = 0; e < E; ++e) largest = largest > most[e] ? largest : most[e];
+  if (largest > room) return false;
+#pragma GCC unroll 8
+  for (int c = 0; c < bins_panel; ++c) *(Vector*)(out + c * E) = sum[c];
+  return true;
+}
+
 /* Some depth of one row and one panel, into sums that lie in memory. */
 template <int E, class Index, Mode mode, int kColumns>
 LNS_INLINE void bins_block(const Layer& l, const uint64_t* entries, int64_t count, const char* panel, int32_t* out) {
@@ -614,22 +766,8 @@ LNS_INLINE void bins_block(const Layer& l, const uint64_t* entries, int64_t coun
   Vector sum[kColumns], step[kColumns];
 #pragma GCC unroll 8
   for (int c = 0; c < kColumns; ++c) sum[c] = *(const Vector*)(out + c * E);
-  const auto add_term = [&](uint64_t entry, Vector* to) __attribute__((always_inline)) {
-    /* see bin_entries: the low half says where in the table, the high one which record */
-    const char *const from = table + static_cast<uint32_t>(entry), *const record = panel + (entry >> 32);
-    /* several indices a load: loads are what there are most of */
-    constexpr int kOfLoad = 8 / sizeof(Index);
-#pragma GCC unroll 8
-    for (int first = 0; first < kColumns; first += kOfLoad) {
-      uint64_t indices;
-      std::memcpy(&indices, record + first * sizeof(Index), 8);
-#pragma GCC unroll 8
-      for (int c = first; c < first + kOfLoad; ++c) {
-        to[c] = Lanes<E>::add(to[c], *(const Vector*)(from + uint64_t{static_cast<Index>(indices)} * 8));
-        indices >>= 8 * sizeof(Index);
-      }
-    }
-  };
+  const auto add_term = [&](uint64_t entry, Vector* to)
+                            __attribute__((always_inline)) { add_bins<E, Index, kColumns>(table, panel, entry, to); };
   if (mode == kLanes) {
     for (int64_t first = 0; first < count; first += l.lanes) {
 #pragma GCC unroll 8
@@ -681,9 +819,20 @@ LNS_INLINE void bins_with(const Tile& t) {
         for (int64_t first = start; first < std::min(start + block, l.depth); first += unit) {
           const uint64_t* entries = a + r * l.depth + first;
           const int64_t count = t.entry_counts[r * blocks + first / unit];
-          if (mode == kWrap || (l.bounded && within(out, bins_panel * E, room<int32_t>(t, r, at, first)))) {
+          bool done = false;
+          if (mode == kWrap ||
+              (mode == kLanes && l.bounded && within(out, bins_panel * E, room<int32_t>(t, r, at, first)))) {
             bins_block<E, Index, kWrap, bins_panel>(l, entries, count, panel, out);
-          } else {
+            done = true;
+          } else if (mode == kSaturate && l.bounded) {
+            const int64_t block = first / unit;
+            const float between = (kLook - 1) * (t.row_sums[r * blocks + block] * l.weight_bounds[at * blocks + block]);
+            if (between < static_cast<float>(l.limit)) {
+              const int32_t near = l.limit - static_cast<int32_t>(between) - 1;
+              done = bins_checked<E, Index>(l, entries, count, panel, out, near);
+            }
+          }
+          if (!done) {
             for (int c = 0; c < bins_panel; c += kColumns) {
               bins_block<E, Index, mode, kColumns>(l, entries, count, panel + c * sizeof(Index), out + c * E);
             }
@@ -1205,6 +1354,55 @@ struct Raw {
   }
 };
 
+/* The same for magnitudes of any size, by their leading 24 bits as those of a float32, unless these are just below a
+ * threshold's: then magnitude(lane) says all. */
+struct RawLeading {
+  const RawCode& raw;
+  const vi origin;
+  explicit RawLeading(const Layer& l) : raw(l.raw), origin(all(127 << l.raw.bits)) {}
+  template <class Magnitude>
+  LNS_INLINE vi operator()(vi bits, vi zero, Magnitude magnitude) const {
+    vi code = gather(raw.start.data(), most((bits >> (23 - raw.bits)) - origin, all(0)));
+    vi undecided = all(0);
+    for (int i = 0; i < raw.steps; ++i) {
+      const vi bound = gather(raw.threshold_floats.data(), code);
+      undecided |= (vi)(bound - 1 == bits) & ~zero;
+      code -= (vi)(bound <= bits);
+    }
+    if (any(undecided)) {
+      for (int i = 0; i < V; ++i) {
+        if (undecided[i]) code[i] = static_cast<int32_t>(raw(magnitude(i)));
+      }
+    }
+    return code;
+  }
+};
+
+/* Sums in two parts, high·2^unit + low, that wrap at unit + 32 bits. */
+struct RawWide {
+  const RawLeading raw;
+  const int unit;
+  explicit RawWide(const Layer& l) : raw(l), unit(l.unit) {}
+  LNS_INLINE void operator()(vi high, vi low, vi& code, vi& minus, vi& zero) const {
+    const vi below = all((1 << unit) - 1);
+    /* the parts of the sum: `low` within `below`, then those of the magnitude */
+    high = add(high, low >> unit);
+    low &= below;
+    zero = (vi)((high | low) == 0);
+    minus = high >> 31;
+    const vi carries = minus & (vi)(low != 0);
+    high = (vi)(((vu)high ^ (vu)minus) - ((vu)minus - (vu)carries));
+    low = ((low ^ minus) - minus) & below;
+    const vi large = (vi)((vu)high >> 24) != 0;
+    const vi leading = large ? high : (vi)((vu)high << unit) | low;
+    const vi cut = (vi)((vu)leading >> 24) != 0 ? leading & ~0xff : leading;
+    const vi bits = ((vi) __builtin_convertvector(cut, vf) & INT32_MAX) + (large & (unit << 23));
+    code = raw(bits, zero, [&](int i) {
+      return static_cast<uint64_t>(static_cast<uint32_t>(high[i])) << unit | static_cast<uint32_t>(low[i]);
+    });
+  }
+};
+
 /* vector(row, column) gives code, sign and zero of V columns; its columns are whole panels, so none is missing. */
 template <class Make>
 LNS_INLINE void words_of(const Layer& l, int64_t rows, int64_t columns, int64_t channel, int32_t* words,
@@ -1235,17 +1433,22 @@ LNS_INLINE vi widened(const T* from) {
 /* A sum's bins, each times its constant: an integer below 2^53 (see pack_bins), so in doubles, which multiply side by
  * side. */
 template <int E>
-LNS_INLINE int64_t combined(const Layer& l, const int32_t* bins) {
+LNS_INLINE double combined(const Layer& l, const int32_t* bins) {
   /* wrapped bins are fitted to their width here */
   const int unused = l.saturate ? 0 : 32 - l.acc_bits;
   using Lane = Lanes<E>;
   const auto fitted = (typename Lane::Vector)((*(const typename Lane::Unsigned*)bins) << unused) >> unused;
   const auto products =
       __builtin_convertvector(fitted, typename Lane::Doubles) * *(const typename Lane::Doubles*)l.bin_constants;
-  double sum = 0;
+  double parts[E];
 #pragma GCC unroll 16
-  for (int b = 0; b < E; ++b) sum += products[b];
-  return static_cast<int64_t>(sum);
+  for (int b = 0; b < E; ++b) parts[b] = products[b];
+#pragma GCC unroll 4
+  for (int half = E / 2; half; half /= 2) {
+#pragma GCC unroll 8
+    for (int b = 0; b < half; ++b) parts[b] += parts[b + half];
+  }
+  return parts[0];
 }
 
 void words(const Tile& t, int64_t row, int64_t rows, int64_t column, int64_t columns, int32_t* words,
@@ -1271,6 +1474,16 @@ void words(const Tile& t, int64_t row, int64_t rows, int64_t column, int64_t col
                code = (sum + half) >> guard;
              });
   };
+  if (t.low) {
+    const auto* const high = static_cast<const int32_t*>(t.acc) + row * row_size + column;
+    const int32_t* const low = t.low + row * row_size + column;
+    const RawWide raw(l);
+    words_of(l, rows, columns, channel, words, counts,
+             [&](int64_t r, int64_t c, vi& code, vi& minus, vi& zero) __attribute__((always_inline)) {
+               raw(*(const vi*)(high + r * row_size + c), *(const vi*)(low + r * row_size + c), code, minus, zero);
+             });
+    return;
+  }
   switch (l.kind) {
     case Kind::fp32:
     case Kind::mitchell:
@@ -1288,24 +1501,31 @@ void words(const Tile& t, int64_t row, int64_t rows, int64_t column, int64_t col
     }
     case Kind::bins: {
       const auto* acc = static_cast<const int32_t*>(t.acc);
+      const RawLeading raw(l);
       words_of(l, rows, columns, channel, words, counts,
                [&](int64_t r, int64_t c, vi& code, vi& minus, vi& zero) __attribute__((always_inline)) {
-                 alignas(64) int32_t codes[V], signs[V];
+                 double sums[V] = {};
+                 alignas(64) int32_t leading[V], signs[V];
                  for (int i = 0; i < V; ++i) {
-                   codes[i] = signs[i] = 0;
                    /* vectors may be wider than what is left of a panel of bins */
-                   if (c + i >= columns) continue;
-                   const int32_t* bins = acc + ((row + r) * row_size + column + c + i) * l.bin_stride;
-                   const int64_t sum = l.bin_stride == 4   ? combined<4>(l, bins)
-                                       : l.bin_stride == 8 ? combined<8>(l, bins)
-                                                           : combined<16>(l, bins);
-                   signs[i] = sum < 0 ? -1 : 0;
-                   const uint64_t magnitude = sum < 0 ? 0 - static_cast<uint64_t>(sum) : static_cast<uint64_t>(sum);
-                   codes[i] = magnitude ? static_cast<int32_t>(l.raw(magnitude)) : -1;
+                   if (c + i < columns) {
+                     const int32_t* bins = acc + ((row + r) * row_size + column + c + i) * l.bin_stride;
+                     sums[i] = l.bin_stride == 4   ? combined<4>(l, bins)
+                               : l.bin_stride == 8 ? combined<8>(l, bins)
+                                                   : combined<16>(l, bins);
+                   }
+                   /* a float64 of an integer, as a float32: other bias, and bits that are left out */
+                   int64_t bits;
+                   std::memcpy(&bits, &sums[i], 8);
+                   signs[i] = sums[i] < 0 ? -1 : 0;
+                   leading[i] = sums[i] == 0
+                                    ? -1
+                                    : static_cast<int32_t>(((bits & INT64_MAX) >> 29) - (int64_t{1023 - 127} << 23));
                  }
-                 code = *(const vi*)codes;
+                 const vi bits = *(const vi*)leading;
                  minus = *(const vi*)signs;
-                 zero = (vi)(code < 0);
+                 zero = (vi)(bits < 0);
+                 code = raw(bits, zero, [&](int i) { return static_cast<uint64_t>(std::fabs(sums[i])); });
                });
       return;
     }
@@ -1574,7 +1794,7 @@ const Isa& LNS_JOIN(isa_, LNS_ISA_NAME)() {
       octaves,
       move,
       step_codes,
-      {4 * V, 1, shifted},
+      {kShiftedColumns, 1, shifted},
       {kPanel, 1, expanded<kWrap>},
       {kPanel, 1, expanded<kSaturate>},
       {kPanel, kFast, linear<Fp32, kWrap, kFast>},
@@ -1597,7 +1817,7 @@ const Isa& LNS_JOIN(isa_, LNS_ISA_NAME)() {
       {V, kChains, log32},
       kHasLog8,
       kHasLog16,
-      kBytes < 32,
+      kShiftedRows,
   };
   return isa;
 }

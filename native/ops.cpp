@@ -42,6 +42,8 @@ void blocks(int64_t count, int threads, int64_t size, const std::function<void(i
   parallel(tasks, threads, [&](int64_t i) { body(i * size, std::min(count, (i + 1) * size)); });
 }
 constexpr int64_t kBlock = 1 << 14;
+/* Sums of narrow words from which on it pays to add every pair of words once. */
+constexpr int64_t kPairs = 1 << 17;
 
 /* A word for every word: a table is filled once and read for each element. */
 template <class Map>
@@ -237,10 +239,25 @@ int32_t lns_decode(const void* words, int32_t bytes, int64_t count, const float*
 int32_t lns_relu(const void* x, int64_t count, lns_format format, void* y, int32_t threads, lns_error* error) {
   return guarded(error, [&] {
     check_format(format, "words");
-    map_words(x, count, format, y, bytes_of(format), threads, [&](uint32_t w) {
-      const int32_t key = key_of(w, format);
-      return key < 0 ? 0u : static_cast<uint32_t>(key);
-    });
+    if (count) need(x, "x"), need(y, "y");
+    const auto run = [&](const auto* in, auto* out) {
+      using Word = std::remove_reference_t<decltype(*out)>;
+      blocks(count, threads, kBlock, [&](int64_t first, int64_t last) {
+        /* kept where words that are written cannot be thought to change it */
+        const auto mask = static_cast<Word>((uint32_t{1} << format.bits) - 1);
+        const auto sign = static_cast<Word>(format.is_signed ? uint32_t{1} << (format.bits - 1) : 0);
+        const auto *from = in + first, *end = in + last;
+        for (auto* to = out + first; from != end; ++from, ++to) {
+          const auto positive = static_cast<Word>((*from & sign) == 0 ? mask : 0);
+          *to = static_cast<Word>(*from & positive);
+        }
+      });
+    };
+    if (bytes_of(format) == 1) {
+      run(static_cast<const uint8_t*>(x), static_cast<uint8_t*>(y));
+    } else {
+      run(static_cast<const uint16_t*>(x), static_cast<uint16_t*>(y));
+    }
   });
 }
 
@@ -371,9 +388,55 @@ int32_t lns_add(const lns_add_desc* desc, int32_t rank, const int64_t* shape, co
     const int a_bytes = bytes_of(d.a), b_bytes = bytes_of(d.b);
     const auto a_mask = static_cast<uint32_t>(a_entries.size() - 1),
                b_mask = static_cast<uint32_t>(b_entries.size() - 1);
+    /* what two words give, and how it is counted */
+    const auto sum_of = [&](uint32_t u, uint32_t v, lns_counts& found) {
+      const Coded sum = adder.add(a_entries[u], b_entries[v]);
+      const bool zero = sum.code == 0;
+      return out.word(adder.leave(sum.code) + d.code_shift, sum.minus && !zero, zero, found);
+    };
+    /* many pairs of narrow words: each pair that there can be is added once, and looked up */
+    std::vector<uint32_t> pairs;
+    if (d.a.bits <= 8 && d.b.bits <= 8 && count >= kPairs) {
+      pairs.resize(a_entries.size() * b_entries.size());
+      for (uint32_t u = 0; u <= a_mask; ++u) {
+        for (uint32_t v = 0; v <= b_mask; ++v) {
+          lns_counts one = {0, 0, 0, 0};
+          const uint32_t word = sum_of(u, v, one);
+          pairs[u << d.b.bits | v] = word | static_cast<uint32_t>(one.saturated) << 16 |
+                                     static_cast<uint32_t>(one.saturated_negative) << 17 |
+                                     static_cast<uint32_t>(one.flushed) << 18;
+        }
+      }
+    }
+    bool plain = !pairs.empty() && out.bytes == 1;
+    for (int64_t j = rank - 1, step = 1; j >= 0; step *= shape[j--]) {
+      plain = plain && (shape[j] == 1 || (a_strides[j] == step && b_strides[j] == step));
+    }
     std::mutex mutex;
     blocks(count, threads, kBlock, [&](int64_t first, int64_t last) {
       lns_counts found = {last - first, 0, 0, 0};
+      if (plain) {
+        const auto *left = static_cast<const uint8_t*>(a), *right = static_cast<const uint8_t*>(b);
+        auto* to = static_cast<uint8_t*>(y);
+        const uint32_t* const table = pairs.data();
+        const uint32_t left_mask = a_mask, right_mask = b_mask;
+        const int right_bits = d.b.bits;
+        /* three counts side by side, none of which reaches 2^20 in a block */
+        uint64_t counted = 0;
+        static_assert(kBlock < 1 << 20, "counts of a block have 20 bits");
+        for (int64_t i = first; i < last; ++i) {
+          const uint32_t pair = table[(left[i] & left_mask) << right_bits | (right[i] & right_mask)];
+          to[i] = static_cast<uint8_t>(pair);
+          const uint64_t flags = pair >> 16;
+          counted += (flags & 1) | (flags & 2) << 19 | (flags & 4) << 38;
+        }
+        constexpr uint64_t one_count = (1 << 20) - 1;
+        found.saturated = static_cast<int64_t>(counted & one_count);
+        found.saturated_negative = static_cast<int64_t>(counted >> 20 & one_count);
+        found.flushed = static_cast<int64_t>(counted >> 40);
+        add_to(counts, found, mutex);
+        return;
+      }
       std::array<int64_t, 8> at{};
       int64_t rest = first, i_a = 0, i_b = 0;
       for (int j = rank - 1; j >= 0; --j) {
@@ -384,10 +447,8 @@ int32_t lns_add(const lns_add_desc* desc, int32_t rank, const int64_t* shape, co
         i_b += at[axis] * b_strides[j];
       }
       for (int64_t i = first; i < last; ++i) {
-        const Coded sum =
-            adder.add(a_entries[load_word(a, a_bytes, i_a) & a_mask], b_entries[load_word(b, b_bytes, i_b) & b_mask]);
-        const bool zero = sum.code == 0;
-        out.store(y, i, out.word(adder.leave(sum.code) + d.code_shift, sum.minus && !zero, zero, found));
+        const uint32_t u = load_word(a, a_bytes, i_a) & a_mask, v = load_word(b, b_bytes, i_b) & b_mask;
+        out.store(y, i, sum_of(u, v, found));
         for (int j = rank - 1; j >= 0; --j) {
           const auto axis = static_cast<size_t>(j);
           i_a += a_strides[j];

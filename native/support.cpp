@@ -84,6 +84,15 @@ void RawCode::build(const int64_t* sorted, int64_t count) {
         static_cast<int32_t>(std::min<int64_t>(sorted[i], UINT32_MAX) - (int64_t{1} << 31));
   }
   thresholds[static_cast<size_t>(count)] = UINT64_MAX;
+  threshold_floats.resize(static_cast<size_t>(count) + 1);
+  for (int64_t i = 0; i <= count; ++i) {
+    const uint64_t t = thresholds[static_cast<size_t>(i)];
+    const int below = 63 - __builtin_clzll(t) - 23;
+    /* a significand of 2^24 carries into the exponent */
+    const uint64_t significand = below <= 0 ? t << -below : (t >> below) + ((t & ((uint64_t{1} << below) - 1)) != 0);
+    threshold_floats[static_cast<size_t>(i)] =
+        static_cast<int32_t>((uint64_t{127 + 22} << 23) + (static_cast<uint64_t>(below) << 23) + significand);
+  }
   thresholds32[static_cast<size_t>(count)] = INT32_MAX;
   /* about one threshold to an entry */
   bits = 1;
