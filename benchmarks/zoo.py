@@ -42,6 +42,9 @@ WIDE = {"efficientnet_b0": "16:2048"}
 SMALL = 32
 # The smallest that a net takes: branches of Inception v2 meet from 96 on.
 LEAST = {"inception_v2": 96}
+# Nets whose last batch norms see few places of small pictures, so that their statistics, and with them the float net, are
+# noise: full size is this.
+FULL = {"mobilenetv3_large_100": 224, "efficientnet_b0": 224}
 EXECUTORS = ("cpu", "ort", "ort-functions", "torch")
 
 
@@ -254,7 +257,8 @@ def measure(name: str, fmt: str, *, size: int = 224, executors: Sequence[str] = 
 
     bits, gamma = (int(part) for part in fmt.split(":"))
     options = ExportOptions(bits, gamma, evaluate_on=2, calibrate_on=8)
-    size, little = (max(n, LEAST.get(name, 0)) for n in (size, SMALL))
+    little = max(SMALL, LEAST.get(name, 0))
+    size = max(size, little, FULL.get(name, 0))
     model = net(name, size)
     start = time.perf_counter()
     result = export(model, options=options, name=name)
@@ -265,6 +269,7 @@ def measure(name: str, fmt: str, *, size: int = 224, executors: Sequence[str] = 
     row = {
         "net": name,
         "format": fmt,
+        "size": size,
         "gmacs": round(sum(result.artifact.macs.values()) / 1e9, 3),
         "coverage": result.artifact.coverage,
         "float_ops": list(result.artifact.float_ops),
@@ -294,14 +299,13 @@ def markdown(rows: Sequence[dict[str, Any]], command: str, chosen: argparse.Name
         "# Well-known nets on words",
         "",
         "Nets that the `onnx` package carries, filled with seeded random weights, and nets of timm as",
-        f"`torch.onnx` exports them, for pictures of {chosen.size} × {chosen.size} (Inception v2: at least",
-        f"{LEAST['inception_v2']} × {LEAST['inception_v2']}), lowered without training and",
+        "`torch.onnx` exports them, for square pictures of some size, lowered without training and",
         "calibrated on made-up inputs. SQNR is end to end against the float net, before a last softmax; speed that of",
         "one picture in ONNX Runtime. *Words equal*: every tensor of words, for one picture of this size between",
         f"`cpu` and `ort`{small if others else ''}.",
         "",
-        "| net | format | GMACs | in LNS | SQNR | float operations | words equal | lowered | one image | of float32 |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| net | format | size | GMACs | in LNS | SQNR | float operations | words equal | lowered | one image | of float32 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         states = [*row["full"].values(), *row.get("small", {}).values()]
@@ -312,7 +316,7 @@ def markdown(rows: Sequence[dict[str, Any]], command: str, chosen: argparse.Name
         told = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
         db = "–" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f} dB"
         lines.append(
-            f"| {row['net']} | {row['format']} | {row['gmacs']:.2f} | {100 * row['coverage']:.0f} % | {db} | {told} | "
+            f"| {row['net']} | {row['format']} | {row['size']} | {row['gmacs']:.2f} | {100 * row['coverage']:.0f} % | {db} | {told} | "
             f"{sum(s == 'equal' for s in states)} of {len(states)} | {row['seconds']:.0f} s | "
             f"{row['image_seconds']:.2f} s | {row['of_float32']:.2f} |"
         )
