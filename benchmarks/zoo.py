@@ -42,8 +42,7 @@ WIDE = {"efficientnet_b0": "16:2048"}
 SMALL = 32
 # The smallest that a net takes: branches of Inception v2 meet from 96 on.
 LEAST = {"inception_v2": 96}
-# Nets whose last batch norms see few places of small pictures, so that their statistics, and with them the float net, are
-# noise: full size is this.
+# Nets whose last batch norms see few places of small pictures: their statistics, and so the float nets, would be noise.
 FULL = {"mobilenetv3_large_100": 224, "efficientnet_b0": 224}
 EXECUTORS = ("cpu", "ort", "ort-functions", "torch")
 
@@ -300,12 +299,12 @@ def markdown(rows: Sequence[dict[str, Any]], command: str, chosen: argparse.Name
         "",
         "Nets that the `onnx` package carries, filled with seeded random weights, and nets of timm as",
         "`torch.onnx` exports them, for square pictures of some size, lowered without training and",
-        "calibrated on made-up inputs. SQNR is end to end against the float net, before a last softmax; speed that of",
-        "one picture in ONNX Runtime. *Words equal*: every tensor of words, for one picture of this size between",
+        "calibrated on made-up inputs. SQNR is end to end against the float net, before a last softmax; *lowered* the time",
+        "of the whole export, float nets' runs included. *Words equal*: every tensor of words, for one picture of this size between",
         f"`cpu` and `ort`{small if others else ''}.",
         "",
-        "| net | format | size | GMACs | in LNS | SQNR | float operations | words equal | lowered | one image | of float32 |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| net | format | size | GMACs | in LNS | SQNR | float operations | words equal | lowered |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         states = [*row["full"].values(), *row.get("small", {}).values()]
@@ -316,9 +315,8 @@ def markdown(rows: Sequence[dict[str, Any]], command: str, chosen: argparse.Name
         told = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
         db = "–" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f} dB"
         lines.append(
-            f"| {row['net']} | {row['format']} | {row['size']} | {row['gmacs']:.2f} | {100 * row['coverage']:.0f} % | {db} | {told} | "
-            f"{sum(s == 'equal' for s in states)} of {len(states)} | {row['seconds']:.0f} s | "
-            f"{row['image_seconds']:.2f} s | {row['of_float32']:.2f} |"
+            f"| {row['net']} | {row['format']} | {row['size']} | {row['gmacs']:.2f} | {100 * row['coverage']:.0f} % | {db} | "
+            f"{told} | {sum(s == 'equal' for s in states)} of {len(states)} | {row['seconds']:.0f} s |"
         )
     return "\n".join([*lines, "", f"(`{command}`)", ""])
 
