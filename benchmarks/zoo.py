@@ -299,8 +299,9 @@ def markdown(rows: Sequence[dict[str, Any]], command: str, chosen: argparse.Name
         "",
         "Nets that the `onnx` package carries, filled with seeded random weights, and nets of timm as",
         "`torch.onnx` exports them, for square pictures of some size, lowered without training and",
-        "calibrated on made-up inputs. SQNR is end to end against the float net, before a last softmax; *lowered* the time",
-        "of the whole export, float nets' runs included. *Words equal*: every tensor of words, for one picture of this size between",
+        "calibrated on made-up inputs. SQNR is end to end against the float net, before a last softmax; *lowered*",
+        "the time of the whole export, runs of the float net included. *Words equal*: every tensor of words, for one",
+        "picture of this size between",
         f"`cpu` and `ort`{small if others else ''}.",
         "",
         "| net | format | size | GMACs | in LNS | SQNR | float operations | words equal | lowered |",
@@ -315,8 +316,8 @@ def markdown(rows: Sequence[dict[str, Any]], command: str, chosen: argparse.Name
         told = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
         db = "–" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f} dB"
         lines.append(
-            f"| {row['net']} | {row['format']} | {row['size']} | {row['gmacs']:.2f} | {100 * row['coverage']:.0f} % | {db} | "
-            f"{told} | {sum(s == 'equal' for s in states)} of {len(states)} | {row['seconds']:.0f} s |"
+            f"| {row['net']} | {row['format']} | {row['size']} | {row['gmacs']:.2f} | {100 * row['coverage']:.0f} % "
+            f"| {db} | {told} | {sum(s == 'equal' for s in states)} of {len(states)} | {row['seconds']:.0f} s |"
         )
     return "\n".join([*lines, "", f"(`{command}`)", ""])
 
