@@ -8,6 +8,7 @@ registered, which then run instead.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -98,7 +99,7 @@ class OrtFunctionsExecutor:
     name = "ort-functions"
 
     def __init__(self) -> None:
-        self._sessions: dict[tuple[int, bool], tuple[Artifact, Any]] = {}
+        self._sessions: weakref.WeakKeyDictionary[Artifact, dict[bool, Any]] = weakref.WeakKeyDictionary()
 
     def with_native(self) -> bool:
         """Whether the native operators run: never."""
@@ -148,8 +149,8 @@ class OrtFunctionsExecutor:
 
     def _tapped(self, artifact: Artifact, names: list[str], everything: bool) -> Any:
         """A session that also gives the words of some tensors."""
-        key = (id(artifact), everything)
-        if key not in self._sessions:
+        sessions = self._sessions.setdefault(artifact, {})
+        if everything not in sessions:
             import onnx
 
             model = onnx.load_model_from_string(artifact.data)
@@ -162,9 +163,10 @@ class OrtFunctionsExecutor:
                     raise UnsupportedError(f"{artifact.where}: tensor {name!r} has no recorded format")
                 kind = onnx.helper.np_dtype_to_tensor_dtype(info.format.dtype)
                 model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
-            made = _session(model.SerializeToString(), artifact.where, self.with_native(), artifact.graph.uses_float)
-            self._sessions[key] = (artifact, made)
-        return self._sessions[key][1]
+            sessions[everything] = _session(
+                model.SerializeToString(), artifact.where, self.with_native(), artifact.graph.uses_float
+            )
+        return sessions[everything]
 
 
 class OrtExecutor(OrtFunctionsExecutor):
