@@ -1,8 +1,8 @@
 /* What emulating on the fly needs beside the kernels: encoding at offsets that change with every batch or channel, and
  * histograms of words, from which offsets, counts and ranges follow exactly. */
 #include <algorithm>
-#include <cmath>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <mutex>
