@@ -16,16 +16,18 @@ CMAKE ?= $(or $(shell command -v cmake),$(BIN)/cmake)
 SANITIZE ?= address,undefined
 # Kernels of AVX-512 are tested on machines without it too: there, their instructions are emulated.
 EMULATE_AVX512 ?= $(if $(shell grep -m 1 -o avx512vbmi /proc/cpuinfo 2>/dev/null),OFF,ON)
-SANITIZE_TESTS ?= tests/conformance tests/test_native.py -k "(cpu or kernel or named or saturation or cancel or strides or sums or encode or steps or random_bytes) and not torch and not cuda"
-# The GPU kernels' text on the host: every kernel by addresses, those that differ in how threads meet by races as well.
-SANITIZE_CUDA ?= tests/test_cuda.py -k "every_kernel or convolutions"
-SANITIZE_CUDA_THREADS ?= tests/test_cuda.py -k "every_kernel and (saturate or bins or pair or log-low)"
+# The equality suite on the library, and the GPU kernels' text on the host: every kernel by addresses, those that differ in
+# how threads meet by races as well.
+SANITIZE_TESTS ?= tests/conformance tests/test_native.py tests/test_cuda.py -k "(test_cuda and (every_kernel or convolutions)) or \
+  ((cpu or kernel or named or saturation or cancel or strides or sums or encode or steps or random_bytes) and not torch and not cuda)"
+SANITIZE_THREADS ?= tests/test_cuda.py -k "every_kernel and (saturate or bins or pair or log-low)"
 FUZZED ?= 10000
 NO_ASLR ?= $(if $(shell setarch -R true 2>/dev/null && echo yes),setarch -R)
 # An interpreter with the wheel to be tested, lnsdeploy[all], pytest and hypothesis; by default one is made.
 SMOKE_PYTHON ?= build/smoke/bin/python
 
-.PHONY: help install native demo study test lint format wheel smoke sanitize sanitized clean
+.PHONY: help install native demo study test lint format wheel smoke sanitize sanitized sanitized-suite sanitized-models \
+  sanitized-threads clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -57,10 +59,13 @@ demo: install  ## Train, export, emulate, verify and report on real digits; ends
 study: install  ## Search datapaths for the CNNs of digits and MNIST (MNIST=DIR), beside int8, int4 and fp8.
 	$(BIN)/lnsdeploy study examples/studies/$(if $(MNIST),digits-mnist,digits).toml --workers $(JOBS) --out $(STUDY) $(if $(MNIST),--data-dir $(MNIST))
 
-test: install lint  ## Lint, type checks and all tests, the native library's once more under sanitizers.
-	$(BIN)/pytest -n 2
-	@# without a compiler there is no library to test
-	test ! -e "$$($(BIN)/python -c 'from lnsdeploy import _native; print(_native.library_path() or "none")')" || $(MAKE) sanitized
+LIBRARY = $$($(BIN)/python -c 'from lnsdeploy import _native; print(_native.library_path() or "none")')
+
+test: install  ## Lint, type checks and all tests, the native library's once more under sanitizers.
+	@# without a compiler there is no library to test; types take one core, so the sanitized one is built beside
+	$(MAKE) --jobs 2 --output-sync=target lint $$(test ! -e "$(LIBRARY)" || echo sanitize)
+	$(BIN)/pytest -n 2 --dist loadgroup
+	test ! -e "$(LIBRARY)" || $(MAKE) sanitized
 
 lint: install  ## Format check, lint and type checks.
 	$(BIN)/ruff format --check .
@@ -100,16 +105,26 @@ sanitize: $(CMAKE)  ## Build the native library with sanitizers into build/sanit
 	$(CMAKE) --build build/sanitize --parallel $(JOBS)
 
 # Python is not sanitized, so the runtime must come first; libstdc++ with it, or exceptions are not intercepted.
+ADDRESSES = LNSDEPLOY_LIBRARY=$(CURDIR)/build/sanitize/liblnsdeploy.so ASAN_OPTIONS=detect_leaks=0 \
+  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)"
+
 sanitized: sanitize  ## Run the equality suite and malformed models on the sanitized library.
-	export LNSDEPLOY_LIBRARY=$(CURDIR)/build/sanitize/liblnsdeploy.so ASAN_OPTIONS=detect_leaks=0 && \
-	export LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" && \
-	$(BIN)/python -m pytest -q -n 2 $(SANITIZE_TESTS) && \
-	LNSDEPLOY_CUDA_HOST_SANITIZE=address,undefined $(BIN)/python -m pytest -q -n 2 $(SANITIZE_CUDA) && \
-	$(BIN)/python tests/fuzz_ort.py --unlimited --count $(FUZZED)
-	@# addresses are not randomised: what this sanitizer maps would be in the way
-	export LNSDEPLOY_CUDA_HOST_SANITIZE=thread TSAN_OPTIONS=halt_on_error=1:suppressions=$(CURDIR)/tests/cuda_host/tsan.supp && \
-	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libtsan.so)" $(NO_ASLR) \
-	  $(BIN)/python -m pytest -q -p no:xdist $(SANITIZE_CUDA_THREADS)
+	$(MAKE) sanitized-suite
+	@# the threads' part is one process
+	$(MAKE) --jobs 2 --output-sync=target sanitized-threads sanitized-models
+
+sanitized-suite:
+	LNSDEPLOY_CONFORMANCE='cpu-*' LNSDEPLOY_CUDA_HOST_SANITIZE=address,undefined $(ADDRESSES) \
+	  $(BIN)/python -m pytest -q -n 2 $(SANITIZE_TESTS)
+
+sanitized-models:
+	$(ADDRESSES) $(BIN)/python tests/fuzz_ort.py --unlimited --count $(FUZZED)
+
+# Addresses are not randomised: what this sanitizer maps would be in the way.
+sanitized-threads:
+	LNSDEPLOY_CUDA_HOST_SANITIZE=thread TSAN_OPTIONS=halt_on_error=1:suppressions=$(CURDIR)/tests/cuda_host/tsan.supp \
+	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libtsan.so)" $(NO_ASLR) \
+	  $(BIN)/python -m pytest -q -p no:xdist $(SANITIZE_THREADS)
 
 clean:  ## Remove what the other targets made.
 	rm -rf $(VENV) $(DEMO) $(STUDY) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

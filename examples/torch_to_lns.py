@@ -66,7 +66,7 @@ def save_onnx(net: nn.Module, data: Dataset, path: Path) -> None:
         )
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Train, export twice, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="digits", help="data set (default: digits)")
@@ -78,7 +78,7 @@ def main() -> int:
     parser.add_argument("--max-drop", type=float, default=0.5, help="points of accuracy (default: 0.5)")
     parser.add_argument("--out", type=Path, default=None, help="keep the files there")
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     data = load_data(given.data, given.data_dir)
     net = train(data, given.epochs, given.seed)
     with tempfile.TemporaryDirectory() as temporary:

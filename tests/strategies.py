@@ -118,20 +118,23 @@ def datapaths(draw: Any, free: bool = False) -> Datapath:
 
 @st.composite
 def words(draw: Any, fmt: LNSFormat, shape: tuple[int, ...]) -> Array:
-    """Words of a format, with zeros, minus zeros, ones and largest codes more often than chance."""
-    special = [0, 1, fmt.max_code, fmt.sign_bit, fmt.sign_bit | 1, fmt.sign_bit | fmt.max_code]
-    # sign and code around the middle: where products of several meet and cancel
-    middle = st.integers(max(fmt.max_code // 2 - 8, 0), min(fmt.max_code // 2 + 8, fmt.max_code))
-    either = st.sampled_from([0, fmt.sign_bit])
-    one = st.one_of(
-        st.integers(0, (1 << fmt.bits) - 1),
-        st.builds(lambda c, s: c | s, middle, either),
-        st.builds(lambda c, s: c | s, middle, either),
-        st.sampled_from(special),
-    )
+    """Words of a format, with zeros, minus zeros, ones and largest codes more often than chance.
+
+    All of them are made from one string of bytes: drawn one by one, they would be most of the time of a test.
+    """
     count = int(np.prod(shape))
-    values = draw(st.lists(one, min_size=count, max_size=count))
-    return np.array(values, dtype=fmt.dtype).reshape(shape)
+    raw = np.frombuffer(draw(st.binary(min_size=5 * count, max_size=5 * count)), dtype=np.uint8).reshape(count, 5)
+    kind, sign = raw[:, 0] % 4, (raw[:, 0] >> 7) * np.int64(fmt.sign_bit)
+    number = raw[:, 1:].astype(np.int64) @ (1 << np.arange(0, 32, 8))
+    special = np.array([0, 1, fmt.max_code, fmt.sign_bit, fmt.sign_bit | 1, fmt.sign_bit | fmt.max_code])
+    # around the middle products of several meet and cancel
+    low, high = max(fmt.max_code // 2 - 8, 0), min(fmt.max_code // 2 + 8, fmt.max_code)
+    values = np.select(
+        [kind == 0, kind == 3],
+        [number % (1 << fmt.bits), special[number % len(special)]],
+        sign | (low + number % (high + 1 - low)),
+    )
+    return values.astype(fmt.dtype).reshape(shape)
 
 
 def _offset(draw: Any) -> int:

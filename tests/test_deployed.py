@@ -23,6 +23,8 @@ from lnsdeploy.training.run import digest_of_words, load_run
 from lnsdeploy.training.trainer import config_from_options, train
 
 torch.set_num_threads(1)
+# made twice, the trainings below would cost more than everything else here
+pytestmark = pytest.mark.xdist_group("deployed")
 
 # A chain with folded norms into a log accumulator, and a residual net whose sums and averages are in LNS as well.
 NETS: dict[str, dict[str, Any]] = {

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import lnsdeploy
+from examples import torch_to_lns
 from lnsdeploy.cli import _run
 from lnsdeploy.emulator import artifact as artifacts
 from lnsdeploy.emulator.compare import compare
@@ -687,14 +685,10 @@ def test_page_shows_names_as_text(images):
 # The example
 
 
-def test_a_net_of_plain_torch_keeps_its_accuracy():
+def test_a_net_of_plain_torch_keeps_its_accuracy(capsys):
     """8-bit words without any training, on the digits: within half a point."""
-    example = Path(__file__).parent.parent / "examples" / "torch_to_lns.py"
-    done = subprocess.run(
-        [sys.executable, example, "--epochs", "8", "--json"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+    assert torch_to_lns.main(["--epochs", "8", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["inputs"] == 360
     assert told["accuracy_float"] > 0.95
     assert told["accuracy_lns"] >= told["accuracy_float"] - 0.005

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from lnsdeploy.training.data import load_data
 from lnsdeploy.training.layers import deployable, lns_layers
 from lnsdeploy.training.models import build_model
 from lnsdeploy.training.run import TrainConfig, load_run
-from lnsdeploy.training.trainer import config_from_options, evaluate, train
+from lnsdeploy.training.trainer import config_from_options, evaluate, train, write_curve
 
 torch.set_num_threads(1)
 OPTIMIZERS = ["madam", "integer-madam", "adam", "sgd"]
@@ -59,6 +60,18 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 # ---------------------------------------------------------------------------------------------------
 # What a run leaves
+
+
+def test_curve(finished: Path, tmp_path: Path) -> None:
+    """The true function, which conftest.py takes the place of for every training of the tests."""
+    history = runs.read_metrics(finished)
+    write_curve(tmp_path / "curve.png", history, "title")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG\r\n")
+    # where nobody looked at the test set there is nothing to draw, and no error
+    write_curve(
+        tmp_path / "curve.png", [history[0] | {"test_loss": math.nan, "test_accuracy": math.nan}, history[1]], ""
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
 
 
 def test_run_directory(finished: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import torch
 from torch import nn
 
 from lnsdeploy.errors import BadFileError, BadTypeError, BadValueError, UnknownNameError, UnsupportedError
-from lnsdeploy.files import read_toml
+from lnsdeploy.files import read_safetensors, read_toml
+from lnsdeploy.formats import LNSFormat
+from lnsdeploy.recipe import LayerRecipe, Recipe
 from lnsdeploy.training import run as runs
 from lnsdeploy.training import trainer
 from lnsdeploy.training.data import Dataset, load_data
@@ -297,6 +300,18 @@ def test_a_datapath_runs_the_formats_of_the_run(tmp_path: Path) -> None:
         with training.arithmetic() as seen:
             training.model(torch.rand(4, 1, 8, 8))
         assert {record.formats[:2] for record in seen.records.values()} == {formats[:2]}
+
+
+def test_a_training_records_no_offsets(tmp_path: Path) -> None:
+    """Those of a first batch would be others where a training is continued; export leaves them alone as well."""
+    layer = LayerRecipe(LNSFormat(8, 8), LNSFormat(8, 8))
+    common = quick(emulate="forward", datapath="mitchell-8", epochs=1, batch_size=60, limit=180)
+    found = []
+    for name, given in (("plain", layer), ("emulation", replace(layer, offsets="recorded", output=LNSFormat(5, 8)))):
+        train(replace(common, recipe=Recipe(given, (("hidden1", given),))), tmp_path / name)
+        weights = read_safetensors(tmp_path / name / runs.WEIGHTS)[0]
+        found.append((losses(tmp_path / name), {key: value.tobytes() for key, value in weights.items()}))
+    assert found[0] == found[1]
 
 
 MODEL = """

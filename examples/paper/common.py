@@ -72,7 +72,8 @@ def train_job(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         if "diverged" not in str(error):
             raise
         return {"accuracy": None, "loss": None, "diverged": str(error)}
-    return {"accuracy": result.accuracy, "loss": result.loss, "seconds": result.seconds}
+    found = {"accuracy": result.accuracy, "loss": result.loss, "seconds": result.seconds}
+    return found if result.deployed is None else found | {"deployed": result.deployed}
 
 
 def _run(job: Job, out: str) -> dict[str, Any]:
@@ -101,18 +102,20 @@ def _known(job: Job, out: Path) -> dict[str, Any] | None:
 
 
 def run_all(jobs: Sequence[Job], out: Path, workers: int) -> Results:
-    """Do all jobs, each in a process with one thread; those that were done before are read."""
-    results = Results({job.row: [] for job in jobs})
+    """Do all jobs, each in a process with one thread; those that were done before are read.
+
+    Of each row, results are in the order of its jobs, whichever of them was done first.
+    """
     out.mkdir(parents=True, exist_ok=True)
     # no process is started for what is there already
-    waiting, running, finished = [], {}, set()
+    waiting, running = [], {}
+    finished: dict[str, dict[str, Any]] = {}
     for job in jobs:
         known = _known(job, out)
         if known is None:
             waiting.append(job)
         else:
-            finished.add(job.name)
-            results.rows[job.row].append(known)
+            finished[job.name] = known
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         while waiting or running:
             for job in [job for job in waiting if job.after is None or job.after in finished]:
@@ -120,11 +123,12 @@ def run_all(jobs: Sequence[Job], out: Path, workers: int) -> Results:
                 running[pool.submit(_run, job, str(out))] = job
             future = next(as_completed(running))
             job = running.pop(future)
-            found = future.result()
-            finished.add(job.name)
-            results.rows[job.row].append(found)
+            finished[job.name] = found = future.result()
             shown = ", ".join(f"{k} {v:.4g}" for k, v in found.items() if isinstance(v, float))
             print(f"[{len(finished)}/{len(jobs)}] {job.name}: {shown or 'diverged'}", file=sys.stderr, flush=True)
+    results = Results({job.row: [] for job in jobs})
+    for job in jobs:
+        results.rows[job.row].append(finished[job.name])
     return results
 
 

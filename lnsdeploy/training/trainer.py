@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,7 +38,7 @@ from lnsdeploy.evaluation.shards import Shards
 from lnsdeploy.fields import check_integer
 from lnsdeploy.files import atomic_path, make_folder, read_bytes, write_text
 from lnsdeploy.formats import LNSFormat, random_bytes
-from lnsdeploy.recipe import load_recipe
+from lnsdeploy.recipe import LayerRecipe, Recipe, load_recipe
 from lnsdeploy.training import run as runs
 from lnsdeploy.training.data import Dataset, load_data
 from lnsdeploy.training.feeds import CONTEXT, Feed, ImageFeed, TextFeed
@@ -381,6 +381,9 @@ class _Training:
             return emulate(self.config.datapath, backward=backward, model=self.model)
         # the run's own formats, as its export has them, on this arithmetic
         datapath = load_datapath(self.config.datapath)
+        # but no results' formats, which it leaves alone, and no offsets and places of a first batch: weights move away
+        # from them, and a training that is continued would begin with another
+        recipe = Recipe(_placed_anew(recipe.default), tuple((m, _placed_anew(layer)) for m, layer in recipe.layers))
         return Emulation(recipe, datapath, backward=backward, model=self.model)
 
     def epoch(self, number: int, on_step: StepProgress | None, every: int | None) -> Row:
@@ -624,6 +627,11 @@ class _Training:
             hashlib.sha256(artifact.data).hexdigest(),
         )
         return made, ""
+
+
+def _placed_anew(layer: LayerRecipe) -> LayerRecipe:
+    """Without what belongs to emulation alone."""
+    return replace(layer, output=None, offsets="dynamic")
 
 
 def _seed_of(seed: int, step: int) -> int:

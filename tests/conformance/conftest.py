@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
@@ -26,20 +29,49 @@ if cuda_host.unavailable() is None:
 if cuda.unavailable() is None:
     EXECUTORS["cuda"] = "cuda"
 
+# Some of them alone, as the sanitizers' run has it.
+ONLY = os.environ.get("LNSDEPLOY_CONFORMANCE", "")
+EXECUTORS = {name: what for name, what in EXECUTORS.items() if fnmatchcase(name, ONLY or "*")}
+
+
+@contextmanager
+def opened(name: str) -> Iterator[Any]:
+    """The module of an executor, while its instruction set or its runtime is in force."""
+    if name in ("torch", "cuda"):
+        yield OnTensors(portable, "cpu") if name == "torch" else OnTensors(gpu, "cuda")
+    elif name == "cuda-host":
+        with cuda.host_runtime(cuda_host.HostRuntime()):
+            yield OnTensors(gpu, "cpu")
+    elif EXECUTORS[name] == CPU:
+        with native.forced_isa(name.removeprefix("cpu-")):
+            yield importlib.import_module(CPU)
+    else:
+        yield importlib.import_module(EXECUTORS[name])
+
 
 @pytest.fixture(params=EXECUTORS)
 def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
     """The module of one executor."""
-    if request.param in ("torch", "cuda"):
-        yield OnTensors(portable, "cpu") if request.param == "torch" else OnTensors(gpu, "cuda")
-        return
-    if request.param == "cuda-host":
-        with cuda.host_runtime(cuda_host.HostRuntime()):
-            yield OnTensors(gpu, "cpu")
-        return
-    module = importlib.import_module(EXECUTORS[request.param])
-    if module.__name__ != CPU:
+    with opened(request.param) as module:
         yield module
-        return
-    with native.forced_isa(request.param.removeprefix("cpu-")):
-        yield module
+
+
+Each = Callable[[Callable[[Any], None]], None]
+
+
+@pytest.fixture(params=[ONLY or "all"])
+def each_executor() -> Each:
+    """Calls a function with one executor after the other.
+
+    For what hypothesis draws: examples and the oracle's words are most of the time, and the same for all executors.
+    """
+
+    def run(check: Callable[[Any], None]) -> None:
+        for name in EXECUTORS:
+            with opened(name) as module:
+                try:
+                    check(module)
+                except BaseException as error:
+                    raise AssertionError(f"executor {name}") from error
+
+    return run

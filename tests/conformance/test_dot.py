@@ -34,16 +34,21 @@ def test_named_cases(executor: Any, case: DotCase) -> None:
 
 @given(st.data())
 @settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_dot_product(executor: Any, data: st.DataObject) -> None:
+def test_any_dot_product(each_executor: Any, data: st.DataObject) -> None:
     """spec 3 to 5 with any datapath, plan, words and bias."""
     rows, channels, depth = (data.draw(st.integers(0, n)) for n in (3, 3, 12))
     plan = data.draw(strategies.dot_plans(channels))
     a = data.draw(strategies.words(plan.activation, (rows, depth)))
     w = data.draw(strategies.words(plan.weight, (channels, depth)))
     bias = data.draw(strategies.biases(plan, channels))
-    got = executor.dot(a, w, bias, plan)
-    assert got.dtype == plan.output.dtype
-    np.testing.assert_array_equal(got, oracle_product(a, w, bias, plan))
+    want = oracle_product(a, w, bias, plan)
+
+    def check(executor: Any) -> None:
+        got = executor.dot(a, w, bias, plan)
+        assert got.dtype == plan.output.dtype
+        np.testing.assert_array_equal(got, want)
+
+    each_executor(check)
 
 
 @pytest.mark.parametrize("name", ["product", "bins", "log-exact", "16-bit", "log-lanes-4"])

@@ -71,17 +71,21 @@ def test_maximum_minimum_and_clip(executor: Any, fmt: LNSFormat) -> None:
 
 @given(st.data())
 @quiet
-def test_max_pooling(executor: Any, data: st.DataObject) -> None:
+def test_max_pooling(each_executor: Any, data: st.DataObject) -> None:
     """spec 6.1: any window in which every position sees the input; padding never wins, not even over negatives."""
     axes = data.draw(st.integers(1, 3))
     spatial, window = data.draw(strategies.geometries(axes, small_pads=True))
     fmt = data.draw(st.sampled_from(FORMATS))
     x = data.draw(strategies.words(fmt, (1, 2, *spatial)))
-    got = executor.max_pool(x, fmt, window)
-    assert got.dtype == fmt.dtype
     form = to_format(fmt)
     want = oracle.pool(x, to_shape(window), lambda words: oracle.max_of_window(words, form))
-    np.testing.assert_array_equal(got, want)
+
+    def check(executor: Any) -> None:
+        got = executor.max_pool(x, fmt, window)
+        assert got.dtype == fmt.dtype
+        np.testing.assert_array_equal(got, want)
+
+    each_executor(check)
 
 
 def test_max_pooling_of_negative_words_with_padding(executor: Any) -> None:
@@ -162,7 +166,7 @@ def test_roots_and_products_are_inverse(executor: Any) -> None:
 
 @given(st.data())
 @quiet
-def test_rescale(executor: Any, data: st.DataObject) -> None:
+def test_rescale(each_executor: Any, data: st.DataObject) -> None:
     """spec 6.3: γ up, down and the same, any offsets, signed and unsigned, both underflow rules."""
     gamma, ratio = data.draw(strategies.GAMMAS), data.draw(st.sampled_from([1, 2, 3, 4, 7]))
     first = LNSFormat(data.draw(st.integers(2, 8)), gamma, data.draw(st.booleans()))
@@ -174,12 +178,17 @@ def test_rescale(executor: Any, data: st.DataObject) -> None:
     out = middle + data.draw(st.integers(-second.max_code, second.max_code))
     underflow = data.draw(strategies.UNDERFLOWS)
     plan = RescalePlan(first, second, offset, out, underflow)
-    counts = Counts()
-    got = executor.rescale(_all(first), plan, counts)
-    assert got.dtype == second.dtype
     forms = to_format(first), to_format(second)
-    assert got.tolist() == [oracle.rescale(int(w), *forms, offset, out, underflow) for w in _all(first)]
-    assert counts.words == got.size
+    want = [oracle.rescale(int(w), *forms, offset, out, underflow) for w in _all(first)]
+
+    def check(executor: Any) -> None:
+        counts = Counts()
+        got = executor.rescale(_all(first), plan, counts)
+        assert got.dtype == second.dtype
+        assert got.tolist() == want
+        assert counts.words == got.size
+
+    each_executor(check)
 
 
 def test_rescale_there_and_back(executor: Any) -> None:
@@ -210,16 +219,21 @@ def test_all_pairs_of_the_adder(executor: Any, how: Delta) -> None:
 
 @given(st.data())
 @quiet
-def test_any_addition(executor: Any, data: st.DataObject) -> None:
+def test_any_addition(each_executor: Any, data: st.DataObject) -> None:
     """spec 6.4: unequal formats and offsets, guard bits, limits, both underflow rules, broadcasting."""
     plan = data.draw(strategies.add_plans())
     a = data.draw(strategies.words(plan.a, (3, 1)))
     b = data.draw(strategies.words(plan.b, (1, 4)))
-    counts = Counts()
-    got = executor.add(a, b, plan, counts)
-    assert got.dtype == plan.output.dtype
-    np.testing.assert_array_equal(got, oracle_add(a, b, plan))
-    assert counts.words == 12
+    want = oracle_add(a, b, plan)
+
+    def check(executor: Any) -> None:
+        counts = Counts()
+        got = executor.add(a, b, plan, counts)
+        assert got.dtype == plan.output.dtype
+        np.testing.assert_array_equal(got, want)
+        assert counts.words == 12
+
+    each_executor(check)
 
 
 def test_additions_are_checked(executor: Any) -> None:
@@ -240,19 +254,25 @@ def test_additions_are_checked(executor: Any) -> None:
 
 @given(st.data())
 @quiet
-def test_sums_and_averages(executor: Any, data: st.DataObject) -> None:
+def test_sums_and_averages(each_executor: Any, data: st.DataObject) -> None:
     """spec 6.5: the order of 5.4 within a window, padding as zero words, counts with and without it."""
     plan = data.draw(strategies.pool_plans())
     axes = data.draw(st.integers(1, 3))
     spatial, window = data.draw(strategies.geometries(axes, small_pads=True))
     x = data.draw(strategies.words(plan.input, (1, 1, *spatial)))
-    counts = Counts()
-    np.testing.assert_array_equal(executor.sum_window(x, plan, window, counts), oracle_pool(x, plan, window, False))
-    assert counts.words == np.prod(window.output_shape(spatial))
-    for include in (False, True):
-        got = executor.average_pool(x, plan, window, include)
-        assert got.dtype == plan.output.dtype
-        np.testing.assert_array_equal(got, oracle_pool(x, plan, window, True, include))
+    total = oracle_pool(x, plan, window, False)
+    averages = [oracle_pool(x, plan, window, True, include) for include in (False, True)]
+
+    def check(executor: Any) -> None:
+        counts = Counts()
+        np.testing.assert_array_equal(executor.sum_window(x, plan, window, counts), total)
+        assert counts.words == np.prod(window.output_shape(spatial))
+        for include, want in zip((False, True), averages, strict=True):
+            got = executor.average_pool(x, plan, window, include)
+            assert got.dtype == plan.output.dtype
+            np.testing.assert_array_equal(got, want)
+
+    each_executor(check)
 
 
 def test_logarithms_of_counts(executor: Any) -> None:

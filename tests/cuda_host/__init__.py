@@ -91,7 +91,7 @@ def build(program: Program, text: bytes | None = None) -> Path:
         unit = Path(folder) / "unit.cpp"
         unit.write_bytes(b'#include "shim.h"\n' + text + launcher)
         made = Path(folder) / "made.so"
-        flags = ["-g", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"] if sanitize else []
+        flags = ["-g1", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"] if sanitize else []
         command = [
             str(compiler()),
             "-std=c++17",
