@@ -3,15 +3,24 @@
 ``python -m benchmarks.resnet --json``
 
 The net has the shapes of the ResNet-20 of He et al. 2016 for CIFAR-10 (three stages of three blocks with 16, 32 and 64
-channels, 41 million multiply-accumulates an image), random weights and random images: speed does not depend on either.
+channels, 41 million multiply-accumulates an image), random weights and random images.
+
+``python -m benchmarks.resnet --full --datapath elma-8,lns-madam-8 --json``
+
+With ``--full`` it is the ResNet-50 that the onnx package carries, for pictures of 224 × 224, with seeded random
+weights: exported by each datapath, then run by ONNX Runtime on words and in float32, in turns, one thread each. All
+seconds are those of the processor, so that others who use the machine count less.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,15 +74,81 @@ def artifact(datapath: str) -> Any:
     return build(lowered.graph, node_macs(lowered.graph)), x
 
 
+def full(datapath: str, repeats: int) -> dict[str, Any]:
+    """Export ResNet-50 at 8 bits by a datapath, and run one picture on words and in float32.
+
+    Args:
+        datapath: its name; ``"default"`` for the one that ``export --bits 8 --gamma 8`` takes.
+    """
+    import resource
+
+    import onnxruntime
+
+    from benchmarks.zoo import compare, light
+    from lnsdeploy.emulator.executor import get_executor
+    from lnsdeploy.exporters.convert import ExportOptions, export
+
+    def used() -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return time.process_time() + children.ru_utime + children.ru_stime
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "resnet50.onnx"
+        path.write_bytes(light("resnet50").SerializeToString())
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        start = used()
+        result = export(path, options=ExportOptions(8, 8, datapath=None if datapath == "default" else datapath))
+        seconds = used() - start
+    x = np.random.default_rng(1).standard_normal((1, 3, 224, 224)).astype(np.float32)
+    feed = {session.get_inputs()[0].name: x}
+    ort = get_executor("ort")
+    best = {"ort": float("inf"), "float32": float("inf")}
+    for attempt in range(repeats + 1):
+        for name, run in (("ort", lambda: ort.run(result.artifact, x)), ("float32", lambda: session.run(None, feed))):
+            start = time.process_time()
+            run()
+            if attempt:  # the first run makes sessions
+                best[name] = min(best[name], time.process_time() - start)
+    return {
+        "datapath": result.artifact.graph.datapath.name,
+        "macs": sum(result.artifact.macs.values()),
+        "sqnr_db": result.fidelity.sqnr_db,
+        "export_seconds": round(seconds, 1),
+        "export_peak_bytes": result.peak_bytes,
+        "ort_seconds": round(best["ort"], 3),
+        "float32_seconds": round(best["float32"], 3),
+        "of_float32": round(best["float32"] / best["ort"], 3),
+        "equal": compare(result.artifact, x, ("cpu", "ort"))["ort"] == "equal",
+    }
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.resnet", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--datapath", default="elma-8")
+    parser.add_argument("--full", action="store_true", help="ResNet-50; several datapaths are separated by commas")
     parser.add_argument("--executors", default="cpu,ort")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
+    if options.full:
+        # read by the native library and by ONNX Runtime's sessions when they are made
+        os.environ["LNSDEPLOY_THREADS"] = "1"
+        rows = [full(name, options.repeats) for name in options.datapath.split(",")]
+        if options.json:
+            print(json.dumps({"machine": machine(), "rows": rows}))
+        else:
+            for row in rows:
+                print(
+                    f"{row['datapath']:<18} {row['ort_seconds']:.3f} s, float32 {row['float32_seconds']:.3f} s: "
+                    f"{row['of_float32']:.2f} of float32; {row['sqnr_db']:.1f} dB; exported in "
+                    f"{row['export_seconds']:.0f} s and {row['export_peak_bytes'] / 2**30:.1f} GiB; words equal: "
+                    f"{row['equal']}"
+                )
+        return 0 if all(row["equal"] for row in rows) else 1
     from lnsdeploy.emulator.executor import get_executor
 
     made, x = artifact(options.datapath)

@@ -2,6 +2,7 @@
  * histograms of words, from which offsets, counts and ranges follow exactly. */
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -247,6 +248,7 @@ int32_t lns_largest_sums(int64_t rows, int64_t depth, int64_t channels, int64_t 
     need(start, "start");
     need(peak, "peak");
     if (bins < 1 || (bins > 1 && !bins_of)) fail(LNS_BAD_VALUE, "%lld bins", static_cast<long long>(bins));
+    if (columns < 0 || columns > 1 << 28) fail(LNS_BAD_VALUE, "%lld values", static_cast<long long>(columns));
     const int64_t operands = product(rows, depth), weights = product(depth, channels);
     if (operands && weights) {
       need(values, "values");
@@ -263,6 +265,19 @@ int32_t lns_largest_sums(int64_t rows, int64_t depth, int64_t channels, int64_t 
     for (int64_t n = 0; n < channels; ++n) peak[n] = std::abs(start[n]);
     const int64_t parts = std::min<int64_t>(std::max<int64_t>(rows, 0), 64);
     const size_t width = static_cast<size_t>(channels), every = static_cast<size_t>(bins) * width;
+    /* what a product adds by its code sum, then zeros, for weights of zero, and from `middle` on the same with the other
+     * sign; so weights and signs of activations are places in it */
+    const size_t codes = static_cast<size_t>(columns), middle = 2 * codes;
+    std::vector<double> terms(2 * middle, 0.0);
+    std::vector<int32_t> places(static_cast<size_t>(weights)), others(static_cast<size_t>(weights));
+    if (operands) {
+      for (size_t i = 0; i < codes; ++i) terms[i] = values[i], terms[middle + i] = -values[i];
+      for (size_t i = 0; i < places.size(); ++i) {
+        const auto code = static_cast<size_t>(std::abs(int64_t{w[i]}));
+        places[i] = static_cast<int32_t>(code == 0 ? codes : w[i] < 0 ? middle + code : code);
+        others[i] = static_cast<int32_t>(code == 0 ? codes : w[i] < 0 ? code : middle + code);
+      }
+    }
     std::vector<double> peaks(static_cast<size_t>(parts) * width);
     parallel(parts, threads, [&](int64_t part) {
       double* top = peaks.data() + static_cast<size_t>(part) * width;
@@ -273,15 +288,22 @@ int32_t lns_largest_sums(int64_t rows, int64_t depth, int64_t channels, int64_t 
         for (int64_t k = 0; k < depth; ++k) {
           const int32_t x = a[row * depth + k];
           if (x == 0) continue;
-          const int32_t* line = w + k * channels;
-          const double* shifted = values + std::abs(x);
-          const uint8_t* bin = bins > 1 ? bins_of + std::abs(x) : nullptr;
+          const int32_t* line = (x < 0 ? others : places).data() + k * channels;
+          const double* term = terms.data() + std::abs(x);
+          if (bins == 1) {
+            double* sum = sums.data();
+            for (size_t n = 0; n < width; ++n) {
+              sum[n] += term[line[n]];
+              top[n] = std::max(top[n], std::fabs(sum[n]));
+            }
+            continue;
+          }
+          const uint8_t* bin = bins_of + std::abs(x);
+          const int32_t* weight = w + k * channels;
           for (size_t n = 0; n < width; ++n) {
-            const int32_t y = line[n], code = std::abs(y);
-            const double value = y == 0 ? 0.0 : (x ^ y) < 0 ? -shifted[code] : shifted[code];
-            double& sum = sums[(bin ? bin[code] * width : 0) + n];
-            sum += value;
-            top[n] = std::max(top[n], std::abs(sum));
+            double& sum = sums[bin[std::abs(weight[n])] * width + n];
+            sum += term[line[n]];
+            top[n] = std::max(top[n], std::fabs(sum));
           }
         }
       }

@@ -7,6 +7,8 @@ the float32 number itself, so no logarithm is taken and every platform counts th
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lnsdeploy.emulator import native
 from lnsdeploy.errors import BadFileError, BadTypeError, BadValueError, MissingDependencyError, UnknownNameError
 from lnsdeploy.files import read_bytes
 from lnsdeploy.formats import METHODS, LNSFormat, Method, offset_for, random_bytes
@@ -57,12 +60,21 @@ class Statistics:
         flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
         if not flat.size:
             return
-        bits = flat.view(np.uint32) & np.uint32(0x7FFFFFFF)
-        largest = int(bits.max())
-        if largest >= 0x7F800000:
+        if native.unavailable() is None and sys.byteorder == "little":
+            largest = float(native.largest(flat.ctypes.data, (1, flat.size), native.threads())[0])
+            # the upper half of a number holds all that bins tell apart; its sign lies above them
+            upper = flat.view(np.uint16)[1::2] >> np.uint16(_DROPPED - 16)
+        else:
+            bits = flat.view(np.uint32) & np.uint32(0x7FFFFFFF)
+            largest = float(bits.max().view(np.float32))
+            upper = (bits >> np.uint32(_DROPPED)).astype(np.uint16)
+        if not math.isfinite(largest):
             raise BadValueError(f"the float net gives NaN or infinity in {name!r} for the calibration inputs")
-        self.counts += np.bincount(bits >> np.uint32(_DROPPED), minlength=_BINS)
-        self.maximum = max(self.maximum, float(np.uint32(largest).view(np.float32)))
+        if native.unavailable() is None:
+            self.counts += native.histogram(upper, 31 - _DROPPED)
+        else:
+            self.counts += np.bincount(upper, minlength=_BINS)
+        self.maximum = max(self.maximum, largest)
         self.total += flat.size
 
     def joined(self, other: Statistics) -> Statistics:

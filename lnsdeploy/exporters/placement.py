@@ -131,20 +131,22 @@ def place_convolution(
 def bias_at(plan: DotPlan, bias: npt.NDArray[np.float64], lsb: int) -> Ints:
     """A real bias [N] as integers at a linear accumulator's least significant bit (spec 4.5)."""
     limit = (1 << (plan.datapath.linear.bits - 1)) - 1
-    scaled = [
-        _rounded(Fraction(float(b)), int(s), plan.gamma, lsb)
-        for b, s in zip(bias, plan.product_offset(len(bias)), strict=True)
-    ]
+    powers = [2.0 ** (part / plan.gamma) for part in range(plan.gamma)]
+    scaled = []
+    for value, shift in zip(bias.tolist(), plan.product_offset(len(bias)).tolist(), strict=True):
+        octaves, part = divmod(-shift, plan.gamma)
+        scaled.append(_rounded(value, powers[part], octaves - lsb))
     return np.array([min(max(v, -limit), limit) for v in scaled], dtype=np.int64)
 
 
-def _rounded(value: Fraction, shift: int, gamma: int, lsb: int) -> int:
-    """value / 2^(shift/γ + lsb), to the nearest integer (to within the float64 power)."""
-    whole, part = divmod(-shift, gamma)
-    exact = value * Fraction(2.0 ** (part / gamma))
-    scale = whole - lsb
-    exact = exact * (1 << scale) if scale >= 0 else exact / (1 << -scale)
-    return math.floor(exact + Fraction(1, 2))
+def _rounded(a: float, b: float, exponent: int) -> int:
+    """a·b·2^exponent to the nearest integer, half up: a product of floats by their significands, exactly."""
+    (x, x_exponent), (y, y_exponent) = math.frexp(a), math.frexp(b)
+    product = int(x * (1 << 53)) * int(y * (1 << 53))
+    exponent += x_exponent + y_exponent - 106
+    if exponent >= 0:
+        return product << exponent
+    return (product + (1 << (-exponent - 1))) >> -exponent
 
 
 def _sample_rows(rows: int, width: int, depth: int) -> npt.NDArray[np.intp]:
