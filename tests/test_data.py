@@ -316,3 +316,66 @@ def test_texts(tmp_path: Path) -> None:
             load_text(f"text:{file}")
     with pytest.raises(BadFileError, match="nowhere"):
         load_text("text:nowhere", tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Arrays of one's own
+
+
+def _arrays(**changes):
+    generator = np.random.default_rng(0)
+    made = {
+        "train_x": generator.normal(size=(6, 1, 4, 3)),
+        "train_y": np.array([0, 1, 2, 0, 1, 2]),
+        "test_x": generator.normal(size=(3, 1, 4, 3)),
+        "test_y": np.array([2, 0, 1]),
+    }
+    return {key: value for key, value in (made | changes).items() if value is not None}
+
+
+def test_arrays_are_a_data_set_wherever_one_is_named(tmp_path):
+    from lnsdeploy.exporters.calibration import load_inputs
+
+    arrays = _arrays()
+    np.savez(tmp_path / "own.npz", **arrays)
+    for found in (load_data(str(tmp_path / "own.npz")), load_data("own.npz", tmp_path)):
+        assert found.classes == 3
+        assert found.shape == (1, 4, 3)
+        for key, value in arrays.items():
+            got = getattr(found, key)
+            assert got.dtype == (np.float32 if key.endswith("x") else np.int64)
+            assert np.array_equal(got, value.astype(got.dtype))
+    for split in ("train", "test"):
+        inputs = load_inputs(str(tmp_path / "own.npz"), (0, 1, 4, 3), split=split)
+        assert np.array_equal(inputs.x, arrays[f"{split}_x"].astype(np.float32))
+        assert np.array_equal(inputs.labels, arrays[f"{split}_y"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test_y": None}, "no test_y in it"),
+        ({"train_y": np.arange(5)}, "train_y must be 6 integers"),
+        ({"train_y": np.zeros(6)}, "train_y must be 6 integers, not float64"),
+        ({"train_y": np.array([0, 1, 2, 0, 1, -1])}, "train_y holds -1"),
+        ({"test_y": np.array([0, 1, 3])}, "labels up to 2, test labels up to 3"),
+        ({"test_x": np.zeros((3, 1, 4, 4))}, "test inputs"),
+        ({"test_x": np.full((3, 1, 4, 3), np.nan)}, "test_x holds NaN"),
+        ({"train_x": np.full((6, 1, 4, 3), "a")}, "train_x must be numbers"),
+        ({"train_x": np.full((6, 1, 4, 3), None, dtype=object)}, "not a readable"),
+    ],
+)
+def test_arrays_that_are_no_data_set(tmp_path, changes, message):
+    np.savez(tmp_path / "own.npz", **_arrays(**changes))
+    with pytest.raises(BadFileError, match=message):
+        load_data(str(tmp_path / "own.npz"))
+
+
+def test_a_file_of_arrays_that_is_damaged_or_missing(tmp_path):
+    with pytest.raises(BadFileError, match=r"none\.npz"):
+        load_data(str(tmp_path / "none.npz"))
+    np.savez(tmp_path / "own.npz", **_arrays())
+    data = (tmp_path / "own.npz").read_bytes()
+    (tmp_path / "own.npz").write_bytes(data[: len(data) // 2])
+    with pytest.raises(BadFileError, match="not a readable"):
+        load_data(str(tmp_path / "own.npz"))

@@ -243,7 +243,8 @@ def hostile(tmp_path_factory):
 
 @pytest.mark.smoke
 def test_all_files_are_written_and_nothing_else(written):
-    names = ["report.html", "results.json", "points.csv", "layers.csv", "accuracy.png", "layers.png"]
+    pictures = [f"{name}.{kind}" for name in ("accuracy", "layers") for kind in ("png", "svg")]
+    names = ["report.html", "results.json", "points.csv", "layers.csv", *pictures]
     assert list(written) == names
     folder = written["report.html"].parent
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)

@@ -23,6 +23,10 @@ NEEDS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
     "first-steps.md": (("torch", "onnxruntime"), ()),
     "float-onnx-to-rtl.md": (("torch", "onnxruntime"), (("make",), ("iverilog", "verilator"))),
     "own-adder.md": (("torch", "onnxruntime"), (("make",), ("iverilog", "verilator"))),
+    "co-design-study.md": (
+        ("torch", "onnxruntime", "optuna", "plotly", "ml_dtypes"),
+        (("make",), ("iverilog", "verilator")),
+    ),
     "full-size-gpu.md": (("torch",), ()),
 }
 BLOCK = re.compile(r"^```(\w+)(?: ([\w.-]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)

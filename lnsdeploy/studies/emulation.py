@@ -10,15 +10,14 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lnsdeploy import __version__
 from lnsdeploy.emulator.records import ProductRecord, Seen, seen_from_dict
 from lnsdeploy.errors import BadValueError
 from lnsdeploy.files import make_folder, write_json, write_text
-from lnsdeploy.studies.page import _count, _duration, _inline_script, _missing, _small_share
+from lnsdeploy.studies.base import missing
+from lnsdeploy.studies.base import render as render_page
 
 COLUMNS = (
     "name",
@@ -78,22 +77,12 @@ def render_emulation(
 ) -> str:
     """The page as HTML text; see :func:`write_emulation_page`. The same input gives the same text."""
     try:
-        import jinja2
         from markupsafe import Markup
     except ImportError as error:
-        raise _missing("jinja2", error) from error
+        raise missing("jinja2", error) from error
 
     seen = _seen(data)
     records = list(seen.records.values())
-    folder = resources.files("lnsdeploy.studies") / "templates"
-    template, style, early = (
-        (folder / name).read_text(encoding="utf-8") for name in ("emulation.html.j2", "report.css", "theme.js")
-    )
-    early, digest = _inline_script(early)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(count=_count, share=_small_share, duration=_duration)
     measured = [r.sqnr_db for r in records if r.sqnr_db is not None and math.isfinite(r.sqnr_db)]
     top = max([10.0, *measured])
     rows = [
@@ -113,9 +102,9 @@ def render_emulation(
     ]
     worst = sorted((r for r in records if r.sqnr_db is not None), key=lambda r: r.sqnr_db or 0.0)[:5]
     seconds = sum(r.seconds for r in records)
-    return environment.from_string(template).render(
+    return render_page(
+        "emulation.html.j2",
         title=title,
-        version=__version__,
         facts={str(k): str(v) for k, v in (facts or {}).items()},
         seen=seen,
         rows=rows,
@@ -127,9 +116,6 @@ def render_emulation(
         rate=seen.macs / seconds if seconds else None,
         median=sorted(measured)[len(measured) // 2] if measured else None,
         datapath=str(data.get("datapath") or ""),
-        style=Markup(style.replace("</", "<\\/")),
-        early=Markup(early),
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {digest}",
     )
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lnsdeploy import __version__
 from lnsdeploy.errors import BadValueError
 from lnsdeploy.files import make_folder, write_json, write_text
+from lnsdeploy.studies.base import missing
+from lnsdeploy.studies.base import render as render_page
 from lnsdeploy.studies.emulation import _bar
-from lnsdeploy.studies.page import _count, _duration, _inline_script, _missing, _percent, _small_share
 
 if TYPE_CHECKING:
     from lnsdeploy.exporters.convert import Result
@@ -81,19 +81,8 @@ def render_fidelity(data: Mapping[str, Any], *, title: str = "Export", facts: Ma
         import jinja2
         from markupsafe import Markup
     except ImportError as error:
-        raise _missing("jinja2", error) from error
+        raise missing("jinja2", error) from error
 
-    folder = resources.files("lnsdeploy.studies") / "templates"
-    template, style, early = (
-        (folder / name).read_text(encoding="utf-8") for name in ("fidelity.html.j2", "report.css", "theme.js")
-    )
-    early, digest = _inline_script(early)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        count=_count, share=_small_share, percent=_percent, duration=_duration, decibels=_decibels, size=_size
-    )
     try:
         layers = data["fidelity"]["layers"]
         measured = [
@@ -105,9 +94,10 @@ def render_fidelity(data: Mapping[str, Any], *, title: str = "Export", facts: Ma
         sensitivity = data.get("sensitivity") or {}
         widths = sorted({int(bits) for by_width in sensitivity.values() for bits in by_width})
         weights = {layer["name"]: layer["formats"][1] for layer in layers if len(layer["formats"]) == 3}
-        return environment.from_string(template).render(
+        return render_page(
+            "fidelity.html.j2",
+            filters={"decibels": _decibels, "size": _size},
             title=title,
-            version=__version__,
             data=data,
             fidelity=data["fidelity"],
             sizes=data["sizes"],
@@ -119,9 +109,6 @@ def render_fidelity(data: Mapping[str, Any], *, title: str = "Export", facts: Ma
             sensitivity=sensitivity,
             weights=weights,
             command=str(data.get("command") or ""),
-            style=Markup(style.replace("</", "<\\/")),
-            early=Markup(early),
-            policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {digest}",
         )
     except (AttributeError, KeyError, TypeError, ValueError, jinja2.UndefinedError) as error:
         raise BadValueError(f"not the figures of an export: {error!r}") from error

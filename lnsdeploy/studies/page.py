@@ -4,7 +4,7 @@ The input is a plain dictionary (:func:`validate` lists its fields), the output 
 
 - ``report.html``: self-contained; the chart library and the data are inside it and nothing is fetched;
 - ``results.json``: the input; ``points.csv`` and ``layers.csv``: its two tables;
-- ``accuracy.png`` and ``layers.png``: the main charts as pictures.
+- ``accuracy`` and ``layers``, the main charts, as ``.png`` and ``.svg``.
 
 All statistics are made here, once; the page's script and the pictures only draw them. The same input
 gives the same bytes.
@@ -12,22 +12,33 @@ gives the same bytes.
 
 from __future__ import annotations
 
-import base64
-import csv
-import hashlib
-import io
 import json
 import math
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import resources
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lnsdeploy.errors import BadValueError, MissingDependencyError
+from lnsdeploy.errors import BadValueError
 from lnsdeploy.files import make_folder, write_bytes, write_json, write_text
+from lnsdeploy.studies.base import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    MINUS,
+    THIN,
+    bad,
+    both_kinds,
+    csv_text,
+    new_figure,
+    nothing,
+    percent,
+    plain,
+    plain_data,
+)
+from lnsdeploy.studies.base import render as render_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,50 +79,28 @@ LAYER_COLUMNS = (
     "max_error",
 )
 
-# Okabe and Ito's palette, distinguishable without full colour vision; every line also has a marker and a
-# dash of its own. The order is also that of the page's script (report.js).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p")
-DASHES: tuple[Any, ...] = (
-    "solid",
-    (0, (6, 3)),
-    (0, (1.5, 2)),
-    (0, (6, 2, 1.5, 2)),
-    (0, (10, 4)),
-    (0, (3, 1.5)),
-)
-MINUS = "\N{MINUS SIGN}"
-THIN = "\N{NARROW NO-BREAK SPACE}"
-
 
 # ---------------------------------------------------------------------------------------------------------
 # Checking the input
 
 
-def _bad(field: str, wanted: str, value: object) -> BadValueError:
-    shown = repr(value)
-    if len(shown) > 80:
-        shown = shown[:77] + "..."
-    return BadValueError(f"results: {field} must be {wanted}, not {shown}")
-
-
 def _text(field: str, value: object) -> None:
     if not isinstance(value, str):
-        raise _bad(field, "text", value)
+        raise bad(field, "text", value)
 
 
 def _name(field: str, value: object) -> None:
     if not isinstance(value, str) or not value.strip():
-        raise _bad(field, "text that is not empty", value)
+        raise bad(field, "text that is not empty", value)
 
 
 def _integer(low: int, high: int | None = None) -> Callable[[str, object], None]:
     def check(field: str, value: object) -> None:
         wanted = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
         if isinstance(value, bool) or not isinstance(value, int):
-            raise _bad(field, wanted, value)
+            raise bad(field, wanted, value)
         if value < low or (high is not None and value > high):
-            raise _bad(field, wanted, value)
+            raise bad(field, wanted, value)
 
     return check
 
@@ -131,11 +120,11 @@ def _number(
         if value is None and optional:
             return
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise _bad(field, wanted, value)
+            raise bad(field, wanted, value)
         if not math.isfinite(value) or (low is not None and value < low):
-            raise _bad(field, wanted, value)
+            raise bad(field, wanted, value)
         if high is not None and value > high:
-            raise _bad(field, wanted, value)
+            raise bad(field, wanted, value)
 
     return check
 
@@ -143,34 +132,34 @@ def _number(
 def _choice(*names: str) -> Callable[[str, object], None]:
     def check(field: str, value: object) -> None:
         if value not in names:
-            raise _bad(field, " or ".join(repr(name) for name in names), value)
+            raise bad(field, " or ".join(repr(name) for name in names), value)
 
     return check
 
 
 def _fingerprint(field: str, value: object) -> None:
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{16}", value):
-        raise _bad(field, "16 hexadecimal digits (0-9, a-f)", value)
+        raise bad(field, "16 hexadecimal digits (0-9, a-f)", value)
 
 
 def _boolean(field: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise _bad(field, "True or False", value)
+        raise bad(field, "True or False", value)
 
 
 def _names(field: str, value: object) -> None:
     if not isinstance(value, list) or len(value) < 2:
-        raise _bad(field, "a list of at least two names", value)
+        raise bad(field, "a list of at least two names", value)
     for index, item in enumerate(value):
         _name(f"{field}[{index}]", item)
 
 
 def _mapping(field: str, value: object) -> None:
     if not isinstance(value, dict):
-        raise _bad(field, "a mapping of names to values", value)
+        raise bad(field, "a mapping of names to values", value)
     for key, item in value.items():
         if isinstance(item, (dict, list)):
-            raise _bad(f"{field}[{key!r}]", "a single value", item)
+            raise bad(f"{field}[{key!r}]", "a single value", item)
 
 
 _Fields = Mapping[str, Callable[[str, object], None]]
@@ -226,25 +215,9 @@ _EQUALITY: _Fields = {
 }
 
 
-def _clean(value: object) -> Any:
-    """Plain Python values that JSON can carry: numpy scalars, paths, tuples and odd keys converted."""
-    if isinstance(value, Mapping):
-        return {str(key): _clean(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_clean(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, str):
-        # File names may hold bytes that are not UTF-8; Python keeps them as lone surrogates.
-        return value.encode("utf-8", "replace").decode("utf-8")
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        return _clean(value.item())
-    return _clean(str(value))
-
-
 def _check(where: str, record: object, fields: _Fields) -> dict[str, Any]:
     if not isinstance(record, dict):
-        raise _bad(where or "the input", "a mapping of names to values", record)
+        raise bad(where or "the input", "a mapping of names to values", record)
     for name, check in fields.items():
         field = f"{where}.{name}" if where else name
         if name not in record:
@@ -258,15 +231,15 @@ def _records(results: Mapping[str, Any], name: str, fields: _Fields) -> list[dic
         raise BadValueError(f"results: {name} is missing")
     value = results[name]
     if not isinstance(value, list):
-        raise _bad(name, "a list", value)
+        raise bad(name, "a list", value)
     return [_check(f"{name}[{index}]", record, fields) for index, record in enumerate(value)]
 
 
 def _normalise(results: object) -> dict[str, Any]:
     """A checked copy of `results` in plain Python values; what is not a number and may be absent is None."""
-    clean = _clean(results)
+    clean = plain_data(results)
     if not isinstance(clean, dict):
-        raise _bad("the input", "a mapping of names to values", results)
+        raise bad("the input", "a mapping of names to values", results)
     layers = clean.get("layers")
     for layer in layers if isinstance(layers, list) else []:
         if isinstance(layer, dict):
@@ -302,11 +275,11 @@ def _normalise(results: object) -> dict[str, Any]:
             for name in ("saturated", "flushed"):
                 if record[name] > record["words"]:
                     wanted = f"at most the {record['words']} words of that record"
-                    raise _bad(f"{where}[{index}].{name}", wanted, record[name])
+                    raise bad(f"{where}[{index}].{name}", wanted, record[name])
     known = {point["id"] for point in checked_points}
     for index, layer in enumerate(checked_layers):
         if layer["point"] not in known:
-            raise _bad(f"layers[{index}].point", "the id of one of the points", layer["point"])
+            raise bad(f"layers[{index}].point", "the id of one of the points", layer["point"])
     try:
         json.dumps(clean, allow_nan=False)
     except ValueError as error:
@@ -643,51 +616,13 @@ def _narrowest(configs: Sequence[Mapping[str, Any]], margin: float) -> int | Non
 # Numbers in words
 
 
-def _percent(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f}{THIN}%"
-
-
 def _plus_minus(spread: Mapping[str, Any] | None) -> str:
     """``97.72 ± 0.21 %``: mean and sample standard deviation of a spread of fractions."""
     if spread is None:
         return "–"
     if spread["sd"] is None:
-        return _percent(spread["mean"])
+        return percent(spread["mean"])
     return f"{100 * spread['mean']:.2f} ± {100 * spread['sd']:.2f}{THIN}%"
-
-
-def _points(value: float | None) -> str:
-    """A signed difference in percentage points, e.g. ``−0.12``."""
-    if value is None:
-        return "–"
-    text = f"{value:+.2f}".replace("-", MINUS)
-    return "0.00" if text in ("+0.00", f"{MINUS}0.00") else text
-
-
-def _small_share(value: float | None) -> str:
-    """A share as a percentage with as many digits as it needs; a true zero is ``0``."""
-    if value is None:
-        return "–"
-    percent = 100 * value
-    if percent == 0:
-        return "0"
-    if percent < 0.001:
-        return f"<{THIN}0.001{THIN}%"
-    return f"{percent:.2g}{THIN}%" if percent < 10 else f"{percent:.1f}{THIN}%"
-
-
-def _count(value: int | None) -> str:
-    return "–" if value is None else f"{value:,}".replace(",", THIN)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 1:
-        return f"{1000 * seconds:.0f}{THIN}ms"
-    if seconds < 120:
-        return f"{seconds:.1f}{THIN}s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}{THIN}h {minutes}{THIN}min" if hours else f"{minutes}{THIN}min {rest}{THIN}s"
 
 
 def _seeds(count: int) -> str:
@@ -709,7 +644,7 @@ def _verdict(model: Mapping[str, Any]) -> dict[str, str]:
     seeds = _seeds(best["accuracy"]["n"])
     if reference is None:
         return {
-            "claim": f"{_percent(best['accuracy']['mean'])} with {best['bits']}-bit words",
+            "claim": f"{percent(best['accuracy']['mean'])} with {best['bits']}-bit words",
             "detail": f"The best configuration, {best['label']}, reaches {_plus_minus(best['accuracy'])} "
             f"({seeds}). No float32 baseline of this model was measured.",
         }
@@ -766,30 +701,6 @@ def _facts(model: Mapping[str, Any]) -> list[dict[str, Any]]:
 # The page
 
 
-def _embedded(value: object) -> str:
-    """JSON that is safe inside a script element: no character of it can end the element or open a comment."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
-
-
-def _inline_script(text: str) -> tuple[str, str]:
-    """A script as it may stand in the page, and its digest for the page's content security policy."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    # In JavaScript strings and regular expressions, the only places where these occur, both are the same.
-    text = text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-    digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
-    return text, f"'sha256-{digest}'"
-
-
-def _missing(package: str, error: ImportError) -> MissingDependencyError:
-    return MissingDependencyError(
-        f"the report needs {package}, which cannot be imported ({error}); "
-        "install it with: pip install 'lnsdeploy[report]'"
-    )
-
-
 def render(results: Mapping[str, Any]) -> str:
     """The page as HTML text. The same input gives the same text.
 
@@ -805,36 +716,6 @@ def render(results: Mapping[str, Any]) -> str:
 
 
 def _render(results: Mapping[str, Any], view: Mapping[str, Any]) -> str:
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError as error:
-        raise _missing("jinja2", error) from error
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise _missing("plotly", error) from error
-
-    folder = resources.files("lnsdeploy.studies") / "templates"
-    template_text, style, common, script, early = (
-        (folder / name).read_text(encoding="utf-8")
-        for name in ("report.html.j2", "report.css", "common.js", "report.js", "theme.js")
-    )
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        percent=_percent,
-        plus_minus=_plus_minus,
-        pp=_points,
-        share=_small_share,
-        count=_count,
-        duration=_duration,
-        seeds=_seeds,
-    )
-    plotly, plotly_digest = _inline_script(get_plotlyjs())
-    script, script_digest = _inline_script(common + script)
-    early, early_digest = _inline_script(early)
     floats = {model["name"]: model["float"] for model in view["models"]}
     rows = []
     for point in results["points"]:
@@ -849,7 +730,12 @@ def _render(results: Mapping[str, Any], view: Mapping[str, Any]) -> str:
         )
     test = results["data"]["test"]
     best = max(model["configs"][model["best"]]["accuracy"]["mean"] for model in view["models"])
-    return environment.from_string(template_text).render(
+    return render_page(
+        "report.html.j2",
+        filters={"plus_minus": _plus_minus, "seeds": _seeds},
+        script="report.js",
+        data={"results": results, "view": view},
+        title=results["title"],
         results=results,
         view=view,
         rows=rows,
@@ -870,17 +756,6 @@ def _render(results: Mapping[str, Any], view: Mapping[str, Any]) -> str:
             )
             for name in ("sqnr_db", "saturated")
         },
-        policy=(
-            "default-src 'none'; "
-            f"script-src {early_digest} {plotly_digest} {script_digest}; "
-            "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
-        ),
-        style=Markup(style),
-        early=Markup(early),
-        plotly=Markup(plotly),
-        script=Markup(script),
-        results_json=Markup(_embedded(results)),
-        view_json=Markup(_embedded(view)),
     )
 
 
@@ -888,42 +763,7 @@ def _render(results: Mapping[str, Any], view: Mapping[str, Any]) -> str:
 # Tables and pictures
 
 
-def _csv(columns: Sequence[str], records: Iterable[Mapping[str, Any]]) -> str:
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    for record in records:
-        writer.writerow(["" if record[name] is None else record[name] for name in columns])
-    return buffer.getvalue()
-
-
-def _plain(text: str, longest: int = 44) -> str:
-    """Text for matplotlib, which reads dollar signs as mathematics, on one line of limited length."""
-    text = " ".join(text.split())
-    if len(text) > longest:
-        text = text[: longest - 1] + "…"
-    return text.replace("$", "\\$")
-
-
-def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise _missing("matplotlib", error) from error
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # savefig would draw everything twice, the first time for nothing
-    figure.canvas.print_png(buffer, metadata={"Software": None})  # type: ignore[attr-defined]
-    return buffer.getvalue()
-
-
-def _accuracy_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> bytes:
+def _accuracy_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figure:
     """Accuracy against width, one panel a model; a second row near float32 where the range hides it."""
     models = view["models"]
     spans = []
@@ -932,14 +772,14 @@ def _accuracy_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> by
         top = model["float"]["mean"] if model["float"] else max(values)
         spans.append(100 * (top - min(values)))
     rows = 2 if max(spans) > 15 and any(model["float"] for model in models) else 1
-    figure = _figure(1.2 + 5.6 * len(models), 0.9 + 3.9 * rows + 0.17 * len(view["series"]))
+    figure = new_figure(1.2 + 5.6 * len(models), 0.9 + 3.9 * rows + 0.17 * len(view["series"]))
     grid = figure.subplots(rows, len(models), squeeze=False, sharey="row")
     points = {point["id"]: point for point in results["points"]}
     for column, model in enumerate(models):
         for row in range(rows):
             axes = grid[row][column]
             _accuracy_panel(axes, model, view, points)
-            name = _plain(model["name"])
+            name = plain(model["name"])
             axes.set_title(name if rows == 1 else f"{name}: {('all points', 'near float32')[row]}")
             if column == 0:
                 axes.set_ylabel("test accuracy (%)")
@@ -958,8 +798,8 @@ def _accuracy_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> by
         frameon=False,
         fontsize=8,
     )
-    figure.suptitle(_plain(results["title"], 90), fontsize=12)
-    return _png(figure)
+    figure.suptitle(plain(results["title"], 90), fontsize=12)
+    return figure
 
 
 def _accuracy_panel(
@@ -990,7 +830,7 @@ def _accuracy_panel(
             ms=6,
             lw=1.8,
             ls=DASHES[index % len(DASHES)],
-            label=_plain(name),
+            label=plain(name),
             zorder=3,
             color=colour,
         )
@@ -1038,18 +878,16 @@ _PANELS = (
 )
 
 
-def _layers_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> bytes:
+def _layers_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figure:
     """Heat maps of every model: error, saturated and flushed words of each layer and configuration."""
     import numpy as np
 
     models = [model for model in view["models"] if model["layers"]]
     if not models:
-        figure = _figure(6, 1.5)
-        figure.text(0.5, 0.5, "No layers were measured.", ha="center", va="center")
-        return _png(figure)
+        return nothing("No layers were measured.")
     heights = [0.25 * len(model["configs"]) + 1.6 for model in models]
     columns = max(len(model["layers"]) for model in models)
-    figure = _figure(3.5 + 3 * max(2.4, 0.62 * columns), sum(heights) + 0.4)
+    figure = new_figure(3.5 + 3 * max(2.4, 0.62 * columns), sum(heights) + 0.4)
     grid = figure.subplots(len(models), 3, squeeze=False, sharey="row", gridspec_kw={"height_ratios": heights})
     for row, model in enumerate(models):
         for column, (field, title, colours) in enumerate(_PANELS):
@@ -1077,20 +915,20 @@ def _layers_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> byte
                         in_layout=False,
                     )
             axes.set_facecolor("0.93")
-            names = [_plain(layer["name"], 18) for layer in model["layers"]]
+            names = [plain(layer["name"], 18) for layer in model["layers"]]
             axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=7)
             axes.set_yticks(
                 range(len(model["configs"])),
-                [_plain(config["label"]) for config in model["configs"]],
+                [plain(config["label"]) for config in model["configs"]],
                 fontsize=7,
             )
             bar = figure.colorbar(image, ax=axes, location="top", aspect=30, pad=0.02)
-            bar.set_label(f"{_plain(model['name'])}: {title}", fontsize=8)
+            bar.set_label(f"{plain(model['name'])}: {title}", fontsize=8)
             bar.ax.tick_params(labelsize=7)
             if field != "sqnr_db":
                 bar.set_ticks([-3, -2, -1, 0, 1, 2], labels=["≤0.001", "0.01", "0.1", "1", "10", "100"])
-    figure.suptitle(_plain(results["title"], 90), fontsize=11)
-    return _png(figure)
+    figure.suptitle(plain(results["title"], 90), fontsize=11)
+    return figure
 
 
 def _cell_text(cell: Mapping[str, Any] | None, field: str) -> str:
@@ -1103,8 +941,8 @@ def _cell_text(cell: Mapping[str, Any] | None, field: str) -> str:
         return ""
     if field == "sqnr_db":
         return f"{value:.0f}".replace("-", MINUS)
-    percent = 100 * value
-    return "0" if percent == 0 else "<.001" if percent < 1e-3 else f"{percent:.2g}"
+    share = 100 * value
+    return "0" if share == 0 else "<.001" if share < 1e-3 else f"{share:.2g}"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -1121,7 +959,7 @@ def write_page(results: Mapping[str, Any], out_dir: Path) -> dict[str, Path]:
 
     Returns:
         The path of each file by its name: ``report.html``, ``results.json``, ``points.csv``,
-        ``layers.csv``, ``accuracy.png``, ``layers.png``.
+        ``layers.csv``, ``accuracy`` and ``layers`` as ``.png`` and ``.svg``.
 
     Raises:
         BadValueError: as :func:`validate`.
@@ -1131,16 +969,14 @@ def write_page(results: Mapping[str, Any], out_dir: Path) -> dict[str, Path]:
     clean = _normalise(results)
     view = _summarise(clean)
     page = _render(clean, view)
-    pictures = {
-        "accuracy.png": _accuracy_picture(clean, view),
-        "layers.png": _layers_picture(clean, view),
-    }
+    pictures = both_kinds("accuracy", _accuracy_picture(clean, view))
+    pictures |= both_kinds("layers", _layers_picture(clean, view))
     folder = make_folder(out_dir)
     names = ("report.html", "results.json", "points.csv", "layers.csv", *pictures)
     paths = {name: folder / name for name in names}
     write_json(paths["results.json"], clean)
-    write_text(paths["points.csv"], _csv(POINT_COLUMNS, clean["points"]))
-    write_text(paths["layers.csv"], _csv(LAYER_COLUMNS, clean["layers"]))
+    write_text(paths["points.csv"], csv_text(POINT_COLUMNS, clean["points"]))
+    write_text(paths["layers.csv"], csv_text(LAYER_COLUMNS, clean["layers"]))
     for name, picture in pictures.items():
         write_bytes(paths[name], picture)
     # Last, so that a page that exists has its files beside it.

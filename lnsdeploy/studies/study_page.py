@@ -12,34 +12,32 @@ input gives the same bytes.
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lnsdeploy import __version__
 from lnsdeploy.errors import BadValueError
 from lnsdeploy.files import make_folder, write_bytes, write_json, write_text
-from lnsdeploy.studies.page import (
+from lnsdeploy.studies.base import (
     COLOURS,
     DASHES,
     MARKERS,
     MINUS,
-    _bad,
-    _clean,
-    _count,
-    _csv,
-    _embedded,
-    _figure,
-    _inline_script,
-    _missing,
-    _percent,
-    _plain,
-    _points,
+    bad,
+    both_kinds,
+    count,
+    csv_text,
+    legend,
+    new_figure,
+    nothing,
+    percent,
+    plain,
+    plain_data,
+    signed_points,
 )
+from lnsdeploy.studies.base import render as render_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,7 +80,7 @@ _HATCHES = ("", "////", "....", "xxxx")
 
 def _mapping_of(where: str, record: object) -> dict[str, Any]:
     if not isinstance(record, Mapping):
-        raise _bad(where, "a mapping", record)
+        raise bad(where, "a mapping", record)
     return dict(record)
 
 
@@ -90,13 +88,13 @@ def _number_or_none(where: str, value: object) -> float | int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _bad(where, "a number, or None", value)
+        raise bad(where, "a number, or None", value)
     return value
 
 
 def _numbers(where: str, values: object) -> list[float | int | None]:
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-        raise _bad(where, "a list of numbers", values)
+        raise bad(where, "a list of numbers", values)
     return [_number_or_none(f"{where}[{i}]", value) for i, value in enumerate(values)]
 
 
@@ -118,7 +116,7 @@ def _same_length(where: str, record: Mapping[str, Any], names: Sequence[str]) ->
 def _list(results: Mapping[str, Any], name: str) -> list[Any]:
     value = results.get(name, [])
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise _bad(name, "a list", value)
+        raise bad(name, "a list", value)
     return list(value)
 
 
@@ -126,13 +124,13 @@ def _string(where: str, value: object, default: str = "") -> str:
     if value is None:
         return default
     if not isinstance(value, str):
-        raise _bad(where, "text", value)
+        raise bad(where, "text", value)
     return value
 
 
 def _one_of(where: str, value: object, names: Sequence[str]) -> str:
     if value not in names:
-        raise _bad(where, "one of " + ", ".join(names), value)
+        raise bad(where, "one of " + ", ".join(names), value)
     return str(value)
 
 
@@ -140,23 +138,23 @@ def _point(where: str, record: object) -> dict[str, Any]:
     given = _mapping_of(where, record)
     number = given.get("id")
     if isinstance(number, bool) or not isinstance(number, int):
-        raise _bad(f"{where}.id", "an integer", number)
+        raise bad(f"{where}.id", "an integer", number)
     values = {
         str(name): _number_or_none(f"{where}.values.{name}", value)
         for name, value in _mapping_of(f"{where}.values", given.get("values") or {}).items()
     }
     accuracy = values.get("accuracy")
     if accuracy is not None and not 0 <= accuracy <= 1:
-        raise _bad(f"{where}.values.accuracy", "a share from 0 to 1", accuracy)
+        raise bad(f"{where}.values.accuracy", "a share from 0 to 1", accuracy)
     ranges: dict[str, list[float | int]] = {}
     for name, value in _mapping_of(f"{where}.ranges", given.get("ranges") or {}).items():
         ends = _numbers(f"{where}.ranges.{name}", value) if value is not None else []
         if value is not None and len(ends) != 2:
-            raise _bad(f"{where}.ranges.{name}", "a least and a largest value", value)
+            raise bad(f"{where}.ranges.{name}", "a least and a largest value", value)
         low, high = ends if ends else (None, None)
         if low is not None and high is not None:
             if low > high:
-                raise _bad(f"{where}.ranges.{name}", "a least and a largest value", value)
+                raise bad(f"{where}.ranges.{name}", "a least and a largest value", value)
             ranges[str(name)] = [low, high]
     layers = []
     for i, layer in enumerate(_list(given, "layers") if given.get("layers") is not None else []):
@@ -219,11 +217,11 @@ def normalise(results: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         BadValueError: something is not as above; the message says where.
     """
-    given = _mapping_of("the whole", _finite(_clean(results)))
+    given = _mapping_of("the whole", _finite(plain_data(results)))
     study = _mapping_of("study", given.get("study"))
     name = study.get("name")
     if not isinstance(name, str) or not name.strip():
-        raise _bad("study.name", "text that is not empty", name)
+        raise bad("study.name", "text that is not empty", name)
     points = [_point(f"points[{i}]", record) for i, record in enumerate(_list(given, "points"))]
     seen: set[int] = set()
     for point in points:
@@ -473,13 +471,13 @@ def _value(value: float | int | None, name: str) -> str:
     if value is None:
         return "–"
     if name == "accuracy":
-        return _percent(float(value))
+        return percent(float(value))
     if name == "drop":
         return f"{100 * value:.2f}".replace("-", MINUS)
     if name == "sqnr_db":
         return "exact" if value >= EXACT_DB else f"{value:.1f}".replace("-", MINUS)
     if float(value).is_integer() or abs(value) >= 1000:
-        return _count(round(value)).replace("-", MINUS)
+        return count(round(value)).replace("-", MINUS)
     return f"{value:.4g}".replace("-", MINUS)
 
 
@@ -497,18 +495,18 @@ def _claims(results: Mapping[str, Any], view: Mapping[str, Any]) -> list[dict[st
             detail = ""
         elif held is None:
             claim = f"No LNS point holds float32’s accuracy within {HOLDS:g} pp."
-            detail = f"float32 reaches {_percent(reference['values']['accuracy'])}."
+            detail = f"float32 reaches {percent(reference['values']['accuracy'])}."
         else:
             loss = 100 * (held["values"]["accuracy"] - reference["values"]["accuracy"])
             claim = f"{held['label']} holds float32’s accuracy with {_value(held['values'][cost], cost)} {title}."
             detail = (
-                f"It reaches {_percent(held['values']['accuracy'])}, {_points(loss)} pp against float32’s "
-                f"{_percent(reference['values']['accuracy'])}: of the LNS points within {HOLDS:g} pp, "
+                f"It reaches {percent(held['values']['accuracy'])}, {signed_points(loss)} pp against float32’s "
+                f"{percent(reference['values']['accuracy'])}: of the LNS points within {HOLDS:g} pp, "
                 f"the one with the fewest {title}."
             )
             if "accuracy" in held["ranges"] and "accuracy" in reference["ranges"]:
                 low, high = held["ranges"]["accuracy"]
-                detail += f" Its range is {_percent(low)} to {_percent(high)}."
+                detail += f" Its range is {percent(low)} to {percent(high)}."
         claims.append({"net": net["name"], "claim": claim, "detail": detail})
     return claims
 
@@ -529,50 +527,22 @@ def render_study(results: Mapping[str, Any]) -> str:
 
 
 def _render(results: Mapping[str, Any], view: Mapping[str, Any]) -> str:
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError as error:
-        raise _missing("jinja2", error) from error
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise _missing("plotly", error) from error
-
-    folder = resources.files("lnsdeploy.studies") / "templates"
-    template, style, extra, common, own, early = (
-        (folder / name).read_text(encoding="utf-8")
-        for name in ("study.html.j2", "report.css", "study.css", "common.js", "study.js", "theme.js")
-    )
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(percent=_percent, pp=_points, count=_count, value=_value)
-    plotly, plotly_digest = _inline_script(get_plotlyjs())
-    script, script_digest = _inline_script(common + own)
-    early, early_digest = _inline_script(early)
-    return environment.from_string(template).render(
+    return render_page(
+        "study.html.j2",
+        filters={"value": _value},
+        styles=("study.css",),
+        script="study.js",
+        data={"results": results, "view": view},
+        title=results["study"]["name"],
         results=results,
         study=results["study"],
         view=view,
-        version=__version__,
         by_id={point["id"]: point for point in results["points"]},
         claims=_claims(results, view),
         nets=view["nets"],
         kinds=[kind for kind in KINDS if any(point["kind"] == kind for point in results["points"])],
         states=[state for state in STATES if view["states"][state]],
         known=("name", "fingerprint", "command", "toml", "versions", "nets", "finished"),
-        policy=(
-            "default-src 'none'; "
-            f"script-src {early_digest} {plotly_digest} {script_digest}; "
-            "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
-        ),
-        style=Markup(style + extra),
-        early=Markup(early),
-        plotly=Markup(plotly),
-        script=Markup(script),
-        results_json=Markup(_embedded(results)),
-        view_json=Markup(_embedded(view)),
     )
 
 
@@ -621,39 +591,11 @@ def _tables(results: Mapping[str, Any], view: Mapping[str, Any]) -> dict[str, st
     layers = [{"point": p["id"], "net": p["net"], **layer} for p in points for layer in p["layers"]]
     deltas = long(results["delta_tables"], "label", ("d", "approximation", "exact", "ulp"))
     return {
-        "points.csv": _csv(columns, rows),
-        "layers.csv": _csv(("point", "net", "name", "sqnr_db"), layers),
-        "delta_tables.csv": _csv(("label", "d", "approximation", "exact", "ulp"), deltas),
-        "histograms.csv": _csv(("layer", "kind", "code", "count"), histograms),
+        "points.csv": csv_text(columns, rows),
+        "layers.csv": csv_text(("point", "net", "name", "sqnr_db"), layers),
+        "delta_tables.csv": csv_text(("label", "d", "approximation", "exact", "ulp"), deltas),
+        "histograms.csv": csv_text(("layer", "kind", "code", "count"), histograms),
     }
-
-
-def _svg(figure: Figure) -> bytes:
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    buffer = io.BytesIO()
-    before = figure.canvas
-    # Ids of a drawing are otherwise random, and its date that of its making.
-    with matplotlib.rc_context({"svg.hashsalt": "lnsdeploy", "svg.fonttype": "none"}):
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
-    figure.set_canvas(before)
-    return buffer.getvalue()
-
-
-def _both(name: str, figure: Figure) -> dict[str, bytes]:
-    from lnsdeploy.studies.page import _png
-
-    # Laid out once for both files: measuring every text takes longer than drawing.
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    return {f"{name}.png": _png(figure), f"{name}.svg": _svg(figure)}
-
-
-def _nothing(text: str) -> Figure:
-    figure = _figure(6, 1.5)
-    figure.text(0.5, 0.5, text, ha="center", va="center")
-    return figure
 
 
 def _scaled(values: Sequence[float | int | None], name: str) -> list[float]:
@@ -685,10 +627,10 @@ def _front_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figur
     metrics = {metric["name"]: metric for metric in view["metrics"]}
     cost = view["cost"]
     if cost is None or "accuracy" not in metrics:
-        return _nothing("Accuracy and a cost are needed for a front.")
+        return nothing("Accuracy and a cost are needed for a front.")
     directions = {name: metric["direction"] for name, metric in metrics.items()}
     nets = view["nets"]
-    figure = _figure(0.8 + 5.6 * len(nets), 4.9)
+    figure = new_figure(0.8 + 5.6 * len(nets), 4.9)
     grid = figure.subplots(1, len(nets), squeeze=False)[0]
     points = {point["id"]: point for point in results["points"]}
     for axes, net in zip(grid, nets, strict=True):
@@ -709,7 +651,7 @@ def _front_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figur
                     markeredgecolor=colour,
                     alpha=1 if chosen else 0.6,
                     zorder=4 if chosen else 3,
-                    label=_plain(label) if chosen else None,
+                    label=plain(label) if chosen else None,
                 )
         line = [points[i] for i in front(lns, cost, "accuracy", directions)]
         axes.plot(
@@ -730,7 +672,7 @@ def _front_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figur
                 continue
             if x is None:
                 axes.axhline(100 * y, color="0.35", lw=1, dashes=(5, 3))
-                lines_at.append((100 * y, _plain(point["label"], 16)))
+                lines_at.append((100 * y, plain(point["label"], 16)))
                 continue
             axes.plot(
                 [x],
@@ -744,7 +686,7 @@ def _front_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figur
                 zorder=5,
             )
             axes.annotate(
-                _plain(point["label"], 16),
+                plain(point["label"], 16),
                 (x, 100 * y),
                 xytext=(0, 8),
                 textcoords="offset points",
@@ -757,13 +699,13 @@ def _front_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figur
         if axes.get_xscale() == "log":
             _thousands(axes.xaxis, max(priced) / min(priced))
         _beside(axes, lines_at)
-        axes.set_title(_plain(net["name"]))
+        axes.set_title(plain(net["name"]))
         axes.set_xlabel(_axis_title(metrics[cost]))
         axes.grid(color="0.9", lw=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     grid[0].set_ylabel("Accuracy (%)")
-    _legend(figure)
-    figure.suptitle(_plain(results["study"]["name"], 90), fontsize=12)
+    legend(figure)
+    figure.suptitle(plain(results["study"]["name"], 90), fontsize=12)
     return figure
 
 
@@ -791,15 +733,6 @@ def _beside(axes: Axes, names: Sequence[tuple[float, str]]) -> None:
         axes.text(1.01, at, name, transform=axes.transAxes, fontsize=8, ha="left", va="center")
 
 
-def _legend(figure: Figure) -> None:
-    handles: dict[str, Any] = {}
-    for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-
-
 def _best_by_bits(view: Mapping[str, Any], members: Iterable[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any]]]:
     best: dict[int, Mapping[str, Any]] = {}
     for point in members:
@@ -816,8 +749,8 @@ def _bits_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figure
     points = {point["id"]: point for point in results["points"]}
     nets = view["nets"]
     if not any(str(i) in view["bits"] for net in nets for i in net["points"]):
-        return _nothing("No point has a word width.")
-    figure = _figure(0.8 + 5.2 * len(nets), 4.7)
+        return nothing("No point has a word width.")
+    figure = new_figure(0.8 + 5.2 * len(nets), 4.7)
     grid = figure.subplots(1, len(nets), squeeze=False, sharey="row")[0]
     everything = _series(view, [p for p in results["points"] if p["kind"] == "lns"])
     names = [label for label, _ in everything]
@@ -836,7 +769,7 @@ def _bits_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figure
                 color=colour,
                 marker=MARKERS[index % len(MARKERS)],
                 ls=DASHES[index % len(DASHES)],
-                label=_plain(label),
+                label=plain(label),
             )
             ends = [p["ranges"].get("accuracy", [p["values"]["accuracy"]] * 2) for _, p in line]
             axes.fill_between(
@@ -848,7 +781,7 @@ def _bits_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figure
             if accuracy is None:
                 continue
             if point["kind"] == "float32" or bits_here is None:
-                axes.axhline(100 * accuracy, color="0.25", dashes=(5, 3), lw=1.1, label=_plain(point["label"]))
+                axes.axhline(100 * accuracy, color="0.25", dashes=(5, 3), lw=1.1, label=plain(point["label"]))
             else:
                 axes.plot(
                     [bits_here],
@@ -861,19 +794,19 @@ def _bits_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figure
                     mew=1.4,
                 )
                 axes.annotate(
-                    _plain(point["label"]),
+                    plain(point["label"]),
                     (bits_here, 100 * accuracy),
                     xytext=(8, -3),
                     textcoords="offset points",
                     fontsize=8,
                 )
-        axes.set_title(_plain(net["name"]))
+        axes.set_title(plain(net["name"]))
         axes.set_xlabel("word width (bits)")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis="y", color="0.9", lw=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     grid[0].set_ylabel("best accuracy (%), with its range")
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -892,8 +825,8 @@ def _chosen_rows(
 def _breakdown_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figure:
     rows = [(net, p) for net in view["nets"] for p in _chosen_rows(results, net) if p["breakdown"]]
     if not rows:
-        return _nothing("No cost was broken down.")
-    figure = _figure(8.5, 1.3 + 0.26 * len(rows))
+        return nothing("No cost was broken down.")
+    figure = new_figure(8.5, 1.3 + 0.26 * len(rows))
     axes = figure.subplots()
     starts = [0.0] * len(rows)
     for index, part in enumerate(view["parts"]):
@@ -907,19 +840,19 @@ def _breakdown_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> F
             hatch=_HATCHES[index % 4],
             edgecolor="white",
             lw=0.5,
-            label=_plain(part),
+            label=plain(part),
         )
         starts = [a + b for a, b in zip(starts, widths, strict=True)]
     many = len(view["nets"]) > 1
     axes.set_yticks(
         range(len(rows)),
-        [_plain(f"{net['name']}: {p['label']}" if many else p["label"], 52) for net, p in rows],
+        [plain(f"{net['name']}: {p['label']}" if many else p["label"], 52) for net, p in rows],
         fontsize=7,
     )
     axes.invert_yaxis()
     axes.set_xlabel("transistors")
     axes.spines[["top", "right"]].set_visible(False)
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -928,10 +861,10 @@ def _layers_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figu
 
     nets = [net for net in view["nets"] if net["layers"]]
     if not nets:
-        return _nothing("No layers were measured.")
+        return nothing("No layers were measured.")
     shown = [[p for p in _chosen_rows(results, net) if p["layers"]] for net in nets]
     heights = [0.26 * len(rows) + 1.3 for rows in shown]
-    figure = _figure(3.2 + 0.75 * max(len(net["layers"]) for net in nets), sum(heights))
+    figure = new_figure(3.2 + 0.75 * max(len(net["layers"]) for net in nets), sum(heights))
     grid = figure.subplots(len(nets), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     low, high = view["sqnr_limits"]
     for axes, net, rows in zip(grid, nets, shown, strict=True):
@@ -947,10 +880,10 @@ def _layers_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figu
                 axes.text(j, i, f"{value:.0f}".replace("-", MINUS), ha="center", va="center", fontsize=6.5, color=ink)
         axes.set_facecolor("0.93")
         axes.set_xticks(
-            range(len(net["layers"])), [_plain(n, 18) for n in net["layers"]], rotation=40, ha="right", fontsize=7
+            range(len(net["layers"])), [plain(n, 18) for n in net["layers"]], rotation=40, ha="right", fontsize=7
         )
-        axes.set_yticks(range(len(rows)), [_plain(p["label"]) for p in rows], fontsize=7)
-        axes.set_title(f"{_plain(net['name'])}: SQNR of each layer (dB)", fontsize=9)
+        axes.set_yticks(range(len(rows)), [plain(p["label"]) for p in rows], fontsize=7)
+        axes.set_title(f"{plain(net['name'])}: SQNR of each layer (dB)", fontsize=9)
         figure.colorbar(image, ax=axes)
     return figure
 
@@ -962,8 +895,8 @@ def _over(values: Sequence[float | int | None], unit: float) -> list[float]:
 def _delta_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figure:
     tables = results["delta_tables"]
     if not tables:
-        return _nothing("No point adds in the logarithm: there are no Δ tables.")
-    figure = _figure(9.5, 4.2)
+        return nothing("No point adds in the logarithm: there are no Δ tables.")
+    figure = new_figure(9.5, 4.2)
     upper, lower = figure.subplots(1, 2)
     # Tables of several resolutions lie on one curve only over octaves.
     octaves = len(tables) > 1 and all(table["gamma"] for table in tables)
@@ -972,7 +905,7 @@ def _delta_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figur
         d = _over(table["d"], unit)
         style: dict[str, Any] = {"color": COLOURS[index % 7], "ls": DASHES[index % len(DASHES)], "lw": 1.4}
         upper.plot(d, _over(table["exact"], unit), color="0.75", lw=4, zorder=1, label="exact" if index == 0 else None)
-        upper.plot(d, _over(table["approximation"], unit), label=_plain(table["label"]), **style)
+        upper.plot(d, _over(table["approximation"], unit), label=plain(table["label"]), **style)
         lower.plot(d, _over(table["ulp"], 1), **style)
     lower.axhline(0, color="0.5", lw=0.8)
     what = "octaves" if octaves else "codes"
@@ -983,17 +916,17 @@ def _delta_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figur
         axes.set_xlabel(f"d ({what})")
         axes.grid(color="0.92", lw=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-    _legend(figure)
+    legend(figure)
     return figure
 
 
 def _histogram_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figure:
     histograms = results["histograms"]
     if not histograms:
-        return _nothing("No codes were counted.")
+        return nothing("No codes were counted.")
     columns = min(3, len(histograms))
     rows = -(-len(histograms) // columns)
-    figure = _figure(3.4 * columns, 2.1 * rows + 0.3)
+    figure = new_figure(3.4 * columns, 2.1 * rows + 0.3)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, record in zip(grid, histograms, strict=False):
         index = 0 if record["kind"] == "weights" else 1
@@ -1011,7 +944,7 @@ def _histogram_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> F
             edgecolor="white",
             lw=0,
         )
-        axes.set_title(f"{_plain(record['layer'], 24)}: {record['kind']}", fontsize=8)
+        axes.set_title(f"{plain(record['layer'], 24)}: {record['kind']}", fontsize=8)
         axes.locator_params(nbins=5)
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
@@ -1051,7 +984,7 @@ def write_page(results: Mapping[str, Any], folder: str | Path) -> dict[str, Path
         ("delta", _delta_picture),
         ("histograms", _histogram_picture),
     ):
-        pictures |= _both(name, draw(clean, view))
+        pictures |= both_kinds(name, draw(clean, view))
     out = make_folder(Path(folder))
     paths = {name: out / name for name in ("study.html", "study.json", *tables, *pictures)}
     write_json(paths["study.json"], clean)
