@@ -998,6 +998,7 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
       lnsdeploy compare run-a run-b
       lnsdeploy compare study-a study-b --json
       lnsdeploy compare a.lns.onnx b.lns.onnx
+      lnsdeploy compare net.onnx net.lns.onnx
     """
     from lnsdeploy.studies.compare import compare as side_by_side
 

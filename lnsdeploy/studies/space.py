@@ -94,7 +94,7 @@ class Net:
         """What decides its results; where the data lie does not."""
         table = {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k not in ("name", "data_dir")}
         if self.file is not None:
-            table["file"] = hashlib.sha256(read_bytes(self.file)).hexdigest()[:16]
+            table["file"] = _file_digest(Path(self.file))
         if self.run is not None:
             table["run"] = hashlib.sha256(read_bytes(Path(self.run) / "weights.safetensors")).hexdigest()[:16]
         return table
@@ -352,6 +352,15 @@ class Study:
         if not rules:
             return None
         return Recipe(LayerRecipe(point.datapath.weight, point.datapath.activation), tuple(rules))
+
+
+def _file_digest(file: Path) -> str:
+    """Of an ONNX file, and of the one beside it in which torch puts the weights."""
+    digest = hashlib.sha256(read_bytes(file))
+    beside = file.with_name(f"{file.name}.data")
+    if beside.is_file():
+        digest.update(read_bytes(beside))
+    return digest.hexdigest()[:16]
 
 
 def _digest(parts: Any) -> str:
