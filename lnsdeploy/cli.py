@@ -1007,8 +1007,9 @@ def _counted() -> Iterator[Callable[[int, int, str], None]]:
 @click.option("--runners-up", type=click.IntRange(0), default=3, show_default=True, help="How many to tell.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Keep the search there, to go on.")
+@click.option("--save", type=click.Path(path_type=Path), default=None, metavar="TOML", help="Write the datapath there.")
 @_json
-def recommend(as_json: bool, **options: Any) -> None:
+def recommend(save: Path | None, as_json: bool, **options: Any) -> None:
     """The cheapest datapath that costs a net no more accuracy than allowed, with runners-up and why.
 
     Datapaths are chosen on one half of the test set, and what is promised is checked on the other. Exit status 1 if
@@ -1017,12 +1018,16 @@ def recommend(as_json: bool, **options: Any) -> None:
     \b
     Example:
       lnsdeploy recommend --net run --max-drop 0.5
+      lnsdeploy recommend --net run --max-drop 0.5 --save best.toml && lnsdeploy export run --datapath best.toml
       lnsdeploy recommend --net m.onnx --data mnist --data-dir DIR --max-drop 1 --json
     """
+    from lnsdeploy.files import write_text
     from lnsdeploy.studies.recommend import recommend as ask
 
     with _counted() as progress:
         found = ask(progress=progress, **options)
+    if save is not None and found.chosen is not None:
+        write_text(save, found.chosen.to_dict()["datapath_toml"])
     if as_json:
         _print_json(found.to_dict())
     else:
@@ -1043,6 +1048,7 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
       lnsdeploy compare run-a run-b
       lnsdeploy compare study-a study-b --json
       lnsdeploy compare a.lns.onnx b.lns.onnx
+      lnsdeploy compare net.onnx net.lns.onnx
     """
     from lnsdeploy.studies.compare import compare as side_by_side
 

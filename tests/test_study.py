@@ -29,7 +29,7 @@ from lnsdeploy.studies.compare import compare
 from lnsdeploy.studies.points import Outcome, round_weights, rounded_model, wilson
 from lnsdeploy.studies.recommend import recommend
 from lnsdeploy.studies.search import Job, Queue, default_storage, generation, search
-from lnsdeploy.studies.space import Study, build_datapath, parse_delta, parse_study
+from lnsdeploy.studies.space import Net, Study, build_datapath, parse_delta, parse_study
 from lnsdeploy.studies.study import StudyResult, assemble, mark_front, read_results, run_study
 
 pytest.importorskip("optuna")
@@ -564,6 +564,63 @@ def test_compare(home: Path, tmp_path: Path) -> None:
         compare(run, home / "out")
     with pytest.raises(BadFileError, match="neither"):
         compare(tmp_path, run)
+
+
+def test_compare_float_models_with_each_other_and_with_lns(home: Path, tmp_path: Path) -> None:
+    import onnx
+
+    (file,) = (home / "out" / "nets").glob("*.onnx")
+    model = onnx.load(file)
+    # as torch writes it: weights in a file beside
+    beside = tmp_path / "m.onnx"
+    onnx.save_model(model, beside, save_as_external_data=True, location="m.onnx.data", size_threshold=0)
+    rows = compare(file, beside).rows
+    assert {name for name, (a, b) in rows.items() if a != b} == set()
+    assert rows["arithmetic"] == ("float32", "float32")
+    assert rows["MACs an input"] == (64 * 128 + 128 * 64 + 64 * 10,) * 2
+    assert rows["parameters"][0] == 64 * 128 + 128 * 64 + 64 * 10 + 128 + 64 + 10
+    lns = tmp_path / "m.lns.onnx"
+    line = ["export", str(beside), "-o", str(lns), "--calibration", "digits"]
+    assert CliRunner().invoke(cli, line).exit_code == 0
+    rows = compare(beside, lns).rows
+    assert rows["arithmetic"] == ("float32", "LNS")
+    assert rows["MACs an input"][0] == rows["MACs an input"][1]
+    assert max(map(len, compare(beside, lns).text().splitlines())) < 160
+    # another training of the same net
+    tensor = next(t for t in model.graph.initializer if len(t.dims) == 2)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 2, tensor.name))
+    onnx.save_model(model, tmp_path / "other.onnx")
+    assert compare(beside, tmp_path / "other.onnx").to_dict()["differences"] == ["layers' weights"]
+
+
+def test_a_net_is_its_weights_wherever_they_lie(home: Path, tmp_path: Path) -> None:
+    """A file of torch's has its weights in another one beside it: with other weights it is another net."""
+    import onnx
+
+    (file,) = (home / "out" / "nets").glob("*.onnx")
+    beside = tmp_path / "m.onnx"
+    onnx.save_model(onnx.load(file), beside, save_as_external_data=True, location="m.onnx.data", size_threshold=0)
+    net = Net("m", file=str(beside))
+    before = net.identity
+    data = bytearray((tmp_path / "m.onnx.data").read_bytes())
+    data[3] ^= 1
+    (tmp_path / "m.onnx.data").write_bytes(data)
+    assert net.identity != before
+
+
+def test_recommend_takes_an_onnx_file(home: Path, tmp_path: Path) -> None:
+    (file,) = (home / "out" / "nets").glob("*.onnx")
+    (tmp_path / "space.toml").write_text('format = ["3:1", "8:8"]\naccumulate = "linear"\ntable_bits = "full"\n')
+    line = ["recommend", "--net", str(file), "--max-drop", "3", "--space", str(tmp_path / "space.toml"), "--json"]
+    done = CliRunner().invoke(cli, line)
+    assert done.exit_code != 0
+    assert "--data digits" in str(done.exception)
+    done = CliRunner().invoke(cli, [*line, "--data", "digits"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["datapath"] == "lns-madam-8"
+    assert found["accuracy"] > 0.9
+    assert found["transistors"] > 0
 
 
 def test_result_of_a_study_without_points_is_a_table(home: Path) -> None:

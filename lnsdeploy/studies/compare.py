@@ -1,4 +1,4 @@
-"""`lnsdeploy compare`: two runs, studies or models side by side."""
+"""`lnsdeploy compare`: two runs, studies or models side by side; of models, float ones too."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 from lnsdeploy.errors import BadFileError, BadValueError
 from lnsdeploy.files import read_bytes
 
+# Characters of a value in a table.
+MAX_SHOWN = 48
 Value = str | int | float | bool | None
 
 
@@ -40,7 +42,7 @@ class Comparison:
 
     def text(self) -> str:
         """A table; rows that differ are marked, and numbers have their difference."""
-        table = [("", *self.names, "")]
+        table = [("", *(name if len(name) <= MAX_SHOWN else f"…{name[1 - MAX_SHOWN :]}" for name in self.names), "")]
         for name, (a, b) in self.rows.items():
             mark = "" if a == b else "*"
             if mark and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (a, b)):
@@ -55,11 +57,13 @@ class Comparison:
 def _shown(value: Value) -> str:
     if value is None:
         return "–"
-    return f"{value:,.6g}" if isinstance(value, float) else str(value)
+    text = f"{value:,.6g}" if isinstance(value, float) else str(value)
+    # all of it is in the JSON
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
 
 
 def compare(first: str | Path, second: str | Path) -> Comparison:
-    """Put two runs, studies or LNS ONNX models side by side.
+    """Put two runs, studies or ONNX models, LNS or float, side by side.
 
     Raises:
         BadFileError: one of them is none of these, or damaged. BadValueError: they are not of one kind.
@@ -78,7 +82,7 @@ def _read(path: Path) -> tuple[str, dict[str, Value]]:
         return "study", _study(path)
     if (path / "metrics.csv").is_file() or (path / "weights.safetensors").is_file():
         return "run", _run(path)
-    raise BadFileError(f"{path}: neither a run directory, nor a study's folder, nor an LNS ONNX file")
+    raise BadFileError(f"{path}: neither a run directory, nor a study's folder, nor an ONNX file")
 
 
 def _flat(prefix: str, table: Any) -> dict[str, Value]:
@@ -109,12 +113,15 @@ def _run(folder: Path) -> dict[str, Value]:
 
 
 def _model(file: Path) -> dict[str, Value]:
-    from lnsdeploy.emulator.artifact import load_artifact
+    from lnsdeploy.emulator.artifact import METADATA, load_artifact, parse_model
     from lnsdeploy.emulator.graph import Conv, Gemm
 
+    if all(entry.key != f"{METADATA}.graph" for entry in parse_model(read_bytes(file), str(file)).metadata_props):
+        return _float_model(file)
     artifact = load_artifact(file)
     graph = artifact.graph
     made: dict[str, Value] = {
+        "arithmetic": "LNS",
         "bytes": len(artifact.data),
         "input": " ".join(map(str, graph.input_shape)),
         "MACs an input": sum(artifact.macs.values()),
@@ -130,6 +137,54 @@ def _model(file: Path) -> dict[str, Value]:
             shape = "×".join(map(str, node.words.shape))
             made[f"layer {node.name}"] = f"{shape} {node.plan.activation}·{node.plan.weight}"
     return made
+
+
+def _float_model(file: Path) -> dict[str, Value]:
+    """Of a float ONNX file, in the form that an export reads it in."""
+    import hashlib
+    import math
+    from collections import Counter
+
+    from onnx import numpy_helper
+
+    from lnsdeploy.exporters.isolated import read_source
+    from lnsdeploy.exporters.lower import layer_name
+
+    source = read_source(file)
+    graph = source.model.graph
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    told = [*graph.input, *graph.value_info, *graph.output]
+    # of one input: the batch axis alone is open
+    shapes = {v.name: [d.dim_value or 1 for d in v.type.tensor_type.shape.dim] for v in told}
+    shapes |= {name: list(tensor.dims) for name, tensor in held.items()}
+    digest = hashlib.sha256()
+    layers: dict[str, Value] = {}
+    macs = 0
+    for node in graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        output = math.prod(shapes.get(node.output[0], [0]))
+        a, w = (shapes[name] for name in node.input[:2])
+        if node.op_type == "Conv":
+            macs += output * math.prod(w[1:])
+        elif node.op_type == "ConvTranspose":
+            macs += math.prod(a) * math.prod(w[1:])
+        else:
+            macs += output * (a[0] if any(x.name == "transA" and x.i for x in node.attribute) else a[-1])
+        if node.input[1] in held:
+            digest.update(numpy_helper.to_array(held[node.input[1]]).tobytes())
+            layers[f"layer {layer_name(node.input[1], node.name)}"] = "×".join(map(str, w)) + " float32"
+    return {
+        "arithmetic": "float32",
+        "bytes": source.float_bytes,
+        "input": " ".join(map(str, source.input_shape)),
+        "MACs an input": macs,
+        "nodes": len(graph.node),
+        "parameters": source.parameters,
+        "layers' weights": digest.hexdigest()[:16],
+        **{f"operator {name}": count for name, count in sorted(Counter(n.op_type for n in graph.node).items())},
+        **layers,
+    }
 
 
 def _study(path: Path) -> dict[str, Value]:

@@ -42,6 +42,8 @@ ATTEMPTS = 5
 # Trials that wait: these, and so many more for each worker.
 AHEAD, AHEAD_EACH = 8, 2
 _PAUSE = 0.2
+# A sampler that proposes nothing new so often in a row is stuck.
+_VAIN = 24
 _DEAD = "its process ended"
 Progress = Callable[[int, int, str], None]
 
@@ -388,12 +390,15 @@ def _proposed(study: Study, number: int, earlier: Sequence[tuple[int, Point, Out
             made.system_attrs["NSGAIISampler:generation"] = max(number - 1, 0)
         asked.add_trial(made)
     points: list[Point] = []
-    for _ in range(50 * wanted):
+    vain = 0
+    while vain < _VAIN:
         trial = asked.ask(kinds)
         point = study.point(trial.params)
         # what was proposed already is answered with nothing, so that the sampler goes elsewhere
         asked.tell(trial, state=package.trial.TrialState.FAIL)
+        vain += 1
         if point.fingerprint not in seen:
+            vain = 0
             seen.add(point.fingerprint)
             points.append(point)
             if len(points) == wanted:

@@ -95,7 +95,7 @@ class Net:
         """What decides its results; where the data lie does not."""
         table = {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k not in ("name", "data_dir")}
         if self.file is not None:
-            table["file"] = _digest_of(Path(self.file))
+            table["file"] = _file_digest(Path(self.file))
         if self.run is not None:
             table["run"] = _digest_of(Path(self.run) / "weights.safetensors")
         if names_arrays(self.data):
@@ -369,6 +369,12 @@ class Study:
         if not rules:
             return None
         return Recipe(LayerRecipe(point.datapath.weight, point.datapath.activation), tuple(rules))
+
+
+def _file_digest(file: Path) -> str:
+    """Of an ONNX file, and of the one beside it in which torch puts the weights."""
+    beside = file.with_name(f"{file.name}.data")
+    return _digest([_digest_of(one) for one in (file, beside) if one == file or one.is_file()])
 
 
 def _digest(parts: Any) -> str:
