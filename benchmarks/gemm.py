@@ -47,6 +47,7 @@ FURTHER: dict[str, tuple[LNSFormat, Accumulator]] = {
     "bins-8-saturate": (BYTE, LinearAccumulator(24, conversion="bin", table_bits=3)),
     "mitchell-8-saturate": (BYTE, LinearAccumulator(24)),
     "linear-8-wide": (BYTE, LinearAccumulator(38, table_bits=3, constant_bits=5, overflow="wrap")),
+    "linear-16-wide": (WORD, LinearAccumulator(40, table_bits=10, constant_bits=16)),
     "log-8-guard": (BYTE, LogAccumulator(12, 3)),
 }
 

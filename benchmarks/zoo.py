@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from lnsdeploy import files
+
 LIGHT = (
     "bvlc_alexnet",
     "densenet121",
@@ -36,8 +38,10 @@ TIMM = ("resnet18", "mobilenetv3_large_100", "efficientnet_b0", "vit_tiny_patch1
 FORMATS = ("8:8", "16:1024")
 # EfficientNet's gates and deep chains want the finer grid more than the range.
 WIDE = {"efficientnet_b0": "16:2048"}
-# Sizes of small pictures, for executors that take their time; below 64, branches of Inception v2 would not meet.
-SMALL = {"inception_v2": 64}
+# Pictures for executors that take their time.
+SMALL = 32
+# The smallest that a net takes: branches of Inception v2 meet from 96 on.
+LEAST = {"inception_v2": 96}
 EXECUTORS = ("cpu", "ort", "ort-functions", "torch")
 
 
@@ -250,6 +254,7 @@ def measure(name: str, fmt: str, *, size: int = 224, executors: Sequence[str] = 
 
     bits, gamma = (int(part) for part in fmt.split(":"))
     options = ExportOptions(bits, gamma, evaluate_on=2, calibrate_on=8)
+    size, little = (max(n, LEAST.get(name, 0)) for n in (size, SMALL))
     model = net(name, size)
     start = time.perf_counter()
     result = export(model, options=options, name=name)
@@ -272,8 +277,7 @@ def measure(name: str, fmt: str, *, size: int = 224, executors: Sequence[str] = 
         "full": full,
     }
     if len(executors) > 1:
-        little = SMALL.get(name, 32)
-        small = export(net(name, little), options=options, name=name)
+        small = result if little == size else export(net(name, little), options=options, name=name)
         x = np.random.default_rng(2).standard_normal((1, 3, little, little)).astype(np.float32)
         row["small"] = compare(small.artifact, x, executors)
         row["small_size"] = little
@@ -283,14 +287,15 @@ def measure(name: str, fmt: str, *, size: int = 224, executors: Sequence[str] = 
 def markdown(rows: Sequence[dict[str, Any]], command: str, chosen: argparse.Namespace) -> str:
     """The table of docs/zoo.md."""
     first, *others = chosen.executors.split(",")
-    small = f", and for a picture of 32 × 32 (Inception v2: 64) between `{first}` and each of " + ", ".join(
+    small = f", and for a picture of {SMALL} × {SMALL} between `{first}` and each of " + ", ".join(
         f"`{name}`" for name in others
     )
     lines = [
         "# Well-known nets on words",
         "",
         "Nets that the `onnx` package carries, filled with seeded random weights, and nets of timm as",
-        f"`torch.onnx` exports them, for pictures of {chosen.size} × {chosen.size}, lowered without training and",
+        f"`torch.onnx` exports them, for pictures of {chosen.size} × {chosen.size} (Inception v2: at least",
+        f"{LEAST['inception_v2']} × {LEAST['inception_v2']}), lowered without training and",
         "calibrated on made-up inputs. SQNR is end to end against the float net, before a last softmax; speed that of",
         "one picture in ONNX Runtime. *Words equal*: every tensor of words, for one picture of this size between",
         f"`cpu` and `ort`{small if others else ''}.",
@@ -325,20 +330,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--markdown", type=Path, help="write the table into this file, after every row")
+    parser.add_argument("--rows", type=Path, help="keep rows in this JSON file; those that it has are not made again")
     chosen = parser.parse_args(arguments)
+    kept = {}
+    if chosen.rows and chosen.rows.exists():
+        kept = {tuple(row["of"]): row for row in json.loads(chosen.rows.read_text(encoding="utf-8"))}
     rows = []
     for name in chosen.net or [*LIGHT, *TIMM]:
         for fmt in chosen.format or (FORMATS[0], WIDE.get(name, FORMATS[1])):
-            row = measure(name, fmt, size=chosen.size, executors=chosen.executors.split(","))
+            of = (name, fmt, chosen.size, chosen.executors)
+            row = kept.get(of) or measure(name, fmt, size=chosen.size, executors=chosen.executors.split(","))
             rows.append(row)
+            if chosen.rows:
+                kept[of] = {**row, "of": list(of)}
+                files.write_json(chosen.rows, list(kept.values()))
             db = "-" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
             told = f"{row['gmacs']:7.3f} GMACs {100 * row['coverage']:5.1f} % {db:>6} dB {row['seconds']:6.1f} s"
             print(f"{name:24}{fmt:8}{told} {row['full']} {row.get('small', '')}", file=sys.stderr, flush=True)
             if chosen.markdown:
                 given = " ".join(sys.argv[1:] if arguments is None else arguments)
-                chosen.markdown.write_text(
-                    markdown(rows, f"python -m benchmarks.zoo {given}", chosen), encoding="utf-8"
-                )
+                files.write_text(chosen.markdown, markdown(rows, f"python -m benchmarks.zoo {given}", chosen))
     if chosen.json:
         print(json.dumps(rows, indent=1))
 

@@ -13,10 +13,12 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,19 @@ def points(out: Path) -> list[dict[str, Any]]:
     """What became of every point, without what belongs to this run of it."""
     found = json.loads((out / "study.json").read_text())["points"]
     return [{k: point[k] for k in ("id", "fingerprint", "state", "reason", "values", "pareto")} for point in found]
+
+
+def finished(out: Path) -> int:
+    """Trials in the database that have a result."""
+    if not (out / "study.db").exists():
+        return 0
+    with closing(sqlite3.connect(f"file:{out / 'study.db'}?mode=ro", uri=True)) as database:
+        try:
+            return int(
+                database.execute("SELECT count(*) FROM trials WHERE state IN ('COMPLETE', 'PRUNED')").fetchone()[0]
+            )
+        except sqlite3.OperationalError:  # killed before the tables were there
+            return 0
 
 
 def killed(toml: Path, out: Path, patience: float, workers: int = 1) -> bool:
@@ -94,7 +109,7 @@ def main() -> None:
                 (broken / "study.db").unlink()
             else:
                 done += 1
-                print(f"killed {done} times", flush=True)
+                print(f"killed {done} times, {finished(broken)} points finished", flush=True)
         subprocess.run(command(toml, broken, 2), check=True, stdout=subprocess.DEVNULL)
         same = points(broken) == points(whole)
         print(f"{done} kills, {len(points(broken))} points: {'the same' if same else 'NOT the same'}")

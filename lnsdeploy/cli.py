@@ -99,7 +99,7 @@ def _train_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--data",
             default="digits",
             show_default=True,
-            help="digits, mnist, fashion-mnist, cifar10, cifar100, folder, or text:FILE.",
+            help="digits, mnist, fashion-mnist, cifar10, cifar100, folder, FILE.npz, or text:FILE.",
         ),
         _data_dir,
         click.option(
@@ -319,11 +319,16 @@ def _open(source: Path, datapath: str | None, limit: int | None, data: str | Non
 
 def _dataset(artifact: Artifact, data: str | None, data_dir: Path | None) -> Dataset | _Unlabelled:
     """What a net is run on: a data set; or a file, a folder of pictures, or made-up inputs of its shape."""
+    from lnsdeploy.training.arrays import is_split
     from lnsdeploy.training.data import data_names, load_data
 
     metadata = artifact.graph.metadata
     name = data or metadata.get("data") or ("synthetic" if "calibration" in metadata else "digits")
-    if name not in data_names() and (name in ("synthetic", "folder") or Path(name).exists()):
+    if (
+        name not in data_names()
+        and not is_split(Path(name))
+        and (name in ("synthetic", "folder") or Path(name).exists())
+    ):
         from lnsdeploy.exporters.calibration import load_inputs
 
         what = None if name == "synthetic" else data_dir if name == "folder" and data_dir else name
@@ -506,8 +511,11 @@ def _export_rtl(run: Path, output: Path, datapath: str | None, data_dir: Path | 
 
 
 @cli.command()
-@click.argument("datapath")
-@click.option("--lanes", type=click.IntRange(1, 1024), default=1, show_default=True, help="Also a PE of so many.")
+@click.argument("datapath", required=False)
+@click.option("--all", "everything", is_flag=True, help="Every unit of the library and every baseline; no DATAPATH.")
+@click.option(
+    "--lanes", type=click.IntRange(1, 1024), default=None, help="Also a PE of so many. [default: 1; with --all 16]"
+)
 @click.option(
     "--liberty", type=click.Path(path_type=Path), default=None, metavar="FILE", help="Cells: area in their unit too."
 )
@@ -525,8 +533,9 @@ def _export_rtl(run: Path, output: Path, datapath: str | None, data_dir: Path | 
 @click.option("--system", type=click.Path(path_type=Path), default=None, metavar="FILE", help="The array's TOML. [net]")
 @_json
 def cost(
-    datapath: str,
-    lanes: int,
+    datapath: str | None,
+    everything: bool,
+    lanes: int | None,
     liberty: Path | None,
     runs: int,
     alone: bool,
@@ -547,7 +556,19 @@ def cost(
       lnsdeploy cost gauss-8 --lanes 16 --json
       lnsdeploy cost gauss-8 --lanes 16 --model
       lnsdeploy cost gauss-8 --net run --json
+      lnsdeploy cost --all
     """
+    if everything:
+        options = {"DATAPATH": datapath, "--net": net, "--model": modelled, "--energy": with_energy}
+        options |= {"--no-baselines": alone, "--system": system}
+        for option, given in options.items():
+            if given:
+                raise BadValueError(f"--all tells every unit with its baselines: leave out {option}")
+        _cost_all(lanes or 16, liberty, runs, as_json)
+        return
+    if datapath is None:
+        raise click.UsageError("give a DATAPATH, or --all")
+    lanes = lanes or 1
     if system is not None and net is None:
         raise BadValueError("--system describes the array of a net: give --net too")
     if modelled:
@@ -583,6 +604,21 @@ def cost(
         click.echo(f"{'mac':<32} {told['per_mac']:>11.0f} ({told['settled']:.0f})")
         for name, value in told["baselines"].items():
             click.echo(f"{name:<32} {value:>11.0f} ({told['settled_baselines'][name]:.0f})")
+
+
+def _cost_all(lanes: int, liberty: Path | None, runs: int, as_json: bool) -> None:
+    """`cost --all`: a row as soon as it is there."""
+    from lnsdeploy.cost import synthesis, table
+
+    tool, found = synthesis.best().version, {}
+    if not as_json:
+        click.echo(f"{tool}, {runs} runs\n\n{table.head(liberty is not None)}")
+    for name, row in table.all_rows(lanes=lanes, liberty=liberty, runs=runs):
+        found[name] = row.to_dict()
+        if not as_json:
+            click.echo(table.line(name, row))
+    if as_json:
+        _print_json({"tool": tool, "lanes": lanes, "units": found})
 
 
 def _cost_net(net: Path, datapath: str, system: Path | None, with_energy: bool) -> Whole:
@@ -964,7 +1000,7 @@ def _counted() -> Iterator[Callable[[int, int, str], None]]:
 @cli.command()
 @click.option("--net", required=True, type=click.Path(path_type=Path), help="A float ONNX file or a run directory.")
 @click.option("--max-drop", type=float, required=True, metavar="POINTS", help="Accuracy that may be lost, in %.")
-@click.option("--data", default=None, help="Data set; a run brings its own.")
+@click.option("--data", default=None, help="Data set, or FILE.npz; a run brings its own.")
 @_data_dir
 @click.option("--space", type=click.Path(path_type=Path), default=None, metavar="TOML", help="A [space] to search.")
 @click.option("--cost", "by", default="transistors", show_default=True, help="What is to be small.")

@@ -13,6 +13,7 @@
 
 typedef long long __m512i __attribute__((vector_size(64), may_alias));
 typedef float __m512 __attribute__((vector_size(64), may_alias));
+typedef double __m512d __attribute__((vector_size(64), may_alias));
 using __mmask16 = uint16_t;
 using __mmask32 = uint32_t;
 using __mmask64 = uint64_t;
@@ -200,6 +201,10 @@ inline __m512i _mm512_i32gather_epi32(__m512i index, const void* base, int scale
 constexpr int _MM_FROUND_TO_ZERO = 3, _MM_FROUND_NO_EXC = 8;
 inline __m512 _mm512_roundscale_ps(__m512 v, int) {
   for (int i = 0; i < 16; ++i) v[i] = std::trunc(v[i]);
+  return v;
+}
+inline __m512d _mm512_roundscale_pd(__m512d v, int) {
+  for (int i = 0; i < 8; ++i) v[i] = std::trunc(v[i]);
   return v;
 }
 

@@ -95,30 +95,47 @@ void check(const lns_dot_desc& d) {
 /* terms[γq + r] = ⌊s_r·2^(q + exponent)⌋, with s_r either 2^(r/γ) rounded to `bits` bits or 1 + r/γ. */
 struct Structure {
   bool found = false, mitchell = false;
+  bool narrow = false; /* float32 gives the products too */
   int f = 0, bits = 0, exponent = 0;
-  std::vector<float> base; /* 2^(r/γ) */
+  std::vector<double> base; /* 2^(r/γ) */
 };
 
-uint32_t bits_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
+/* A significand is rounded to some bits by an integer addition to a number's bits, and a mask. */
+template <class Float>
+struct Rounds;
+template <>
+struct Rounds<float> {
+  using Bits = uint32_t;
+  static constexpr int significand = 23;
+};
+template <>
+struct Rounds<double> {
+  using Bits = uint64_t;
+  static constexpr int significand = 52;
+};
 
-float float_of(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
+template <class Float>
+typename Rounds<Float>::Bits round_add(int bits) {
+  constexpr int all = Rounds<Float>::significand;
+  return bits < all ? typename Rounds<Float>::Bits{1} << (all - 1 - bits) : 0;
+}
+template <class Float>
+typename Rounds<Float>::Bits round_mask(int bits) {
+  return ~((typename Rounds<Float>::Bits{1} << (Rounds<Float>::significand - bits)) - 1);
+}
+template <class Float>
+Float rounded(Float x, int bits) {
+  typename Rounds<Float>::Bits raw;
+  std::memcpy(&raw, &x, sizeof raw);
+  raw = (raw + round_add<Float>(bits)) & round_mask<Float>(bits);
+  std::memcpy(&x, &raw, sizeof raw);
   return x;
 }
 
-uint32_t round_add(int bits) { return bits < 23 ? 1u << (22 - bits) : 0; }
-uint32_t round_mask(int bits) { return ~((1u << (23 - bits)) - 1); }
-
-float rounded(float x, int bits) { return float_of((bits_of(x) + round_add(bits)) & round_mask(bits)); }
-
-/* Whether float32 products of powers, rounded to `bits` bits, depend on the sum of remainders alone: a fact about
+/* Whether products of powers, rounded to `bits` bits, depend on the sum of remainders alone: a fact about
  * (γ, bits) that holds or not, checked for all γ² pairs. */
-bool products_are_exact(int f, int bits, const std::vector<float>& base) {
+template <class Float>
+bool products_are_exact(int f, int bits, const std::vector<double>& powers) {
   static std::mutex mutex;
   static std::map<std::pair<int, int>, bool> known;
   {
@@ -127,9 +144,10 @@ bool products_are_exact(int f, int bits, const std::vector<float>& base) {
     if (found != known.end()) return found->second;
   }
   const int gamma = 1 << f;
-  std::vector<float> wanted(static_cast<size_t>(2 * gamma));
+  const std::vector<Float> base(powers.begin(), powers.end());
+  std::vector<Float> wanted(static_cast<size_t>(2 * gamma));
   for (int r = 0; r < gamma; ++r) {
-    wanted[static_cast<size_t>(r)] = rounded(base[static_cast<size_t>(r)], bits);
+    wanted[static_cast<size_t>(r)] = static_cast<Float>(rounded(powers[static_cast<size_t>(r)], bits));
     wanted[static_cast<size_t>(r + gamma)] = 2 * wanted[static_cast<size_t>(r)];
   }
   bool exact = true;
@@ -170,13 +188,13 @@ Structure structure_of(const lns_dot_desc& d) {
     }
     s.base.resize(static_cast<size_t>(gamma));
     for (int64_t r = 0; r < gamma; ++r) {
-      s.base[static_cast<size_t>(r)] =
-          static_cast<float>(std::exp2(static_cast<double>(r) / static_cast<double>(gamma)));
+      s.base[static_cast<size_t>(r)] = std::exp2(static_cast<double>(r) / static_cast<double>(gamma));
     }
-    for (s.bits = 0; s.bits <= 23; ++s.bits) {
-      if (agrees([&](int64_t r) { return static_cast<double>(rounded(s.base[static_cast<size_t>(r)], s.bits)); }) &&
-          products_are_exact(s.f, s.bits, s.base)) {
+    for (s.bits = 0; s.bits <= 40; ++s.bits) {
+      if (agrees([&](int64_t r) { return rounded(s.base[static_cast<size_t>(r)], s.bits); }) &&
+          products_are_exact<double>(s.f, s.bits, s.base)) {
         s.found = true;
+        s.narrow = s.bits <= 23 && products_are_exact<float>(s.f, s.bits, s.base);
         return s;
       }
     }
@@ -251,37 +269,47 @@ int fp32_middle(const lns_dot_desc& d, const Structure& s) {
   return static_cast<int>((max_code(d.activation) * d.activation_widen) >> s.f) / 2;
 }
 
-void pack_fp32(Layer& l, const lns_dot_desc& d, const Structure& s) {
-  const int64_t gamma = int64_t{1} << s.f;
-  const int middle = fp32_middle(d, s);
-  const auto value = [&](int64_t code, bool minus, int exponent) {
-    const float x =
-        std::ldexp(s.base[static_cast<size_t>(code & (gamma - 1))], static_cast<int>(code >> s.f) + exponent);
+/* Words as powers of two times `exponent` more octaves. */
+template <class Float>
+std::vector<Float> powers_of(lns_format f, int64_t widen, const Structure& s, int exponent) {
+  return by_word<Float>(f, [&](uint32_t code, bool minus) {
+    if (!code) return Float{0};
+    const int64_t wide = code * widen, gamma = int64_t{1} << s.f;
+    const auto base = static_cast<Float>(s.base[static_cast<size_t>(wide & (gamma - 1))]);
+    const Float x = std::ldexp(base, static_cast<int>(wide >> s.f) + exponent);
     return minus ? -x : x;
-  };
-  l.activation_size = 4;
-  l.activation_floats = by_word<float>(d.activation, [&](uint32_t code, bool minus) {
-    return code ? value(code * d.activation_widen, minus, -middle) : 0.0f;
   });
-  l.weight_floats.resize(packed_size(l));
-  const auto weights = by_word<float>(d.weight, [&](uint32_t code, bool minus) {
-    return code ? value(code * d.weight_widen, minus, s.exponent + middle) : 0.0f;
-  });
+}
+
+template <class T>
+void pack_weights(const Layer& l, const lns_dot_desc& d, const std::vector<T>& of_word, Buffer<T>& weights) {
+  weights.resize(packed_size(l));
   const int width = l.kernel.panel;
   pack(
-      l, d, [&](int64_t at, int64_t c, uint32_t word, int64_t) { l.weight_floats[at * width + c] = weights[word]; },
-      [&](int64_t at, int64_t c) { l.weight_floats[at * width + c] = 0; });
-  l.round_add = static_cast<int32_t>(round_add(s.bits));
-  l.round_mask = static_cast<int32_t>(round_mask(s.bits));
+      l, d, [&](int64_t at, int64_t c, uint32_t word, int64_t) { weights[at * width + c] = of_word[word]; },
+      [&](int64_t at, int64_t c) { weights[at * width + c] = 0; });
+}
+
+void pack_fp32(Layer& l, const lns_dot_desc& d, const Structure& s) {
+  const int middle = fp32_middle(d, s);
+  l.activation_size = 4;
+  l.activation_floats = powers_of<float>(d.activation, d.activation_widen, s, -middle);
+  pack_weights(l, d, powers_of<float>(d.weight, d.weight_widen, s, s.exponent + middle), l.weight_floats);
+  l.round_add = static_cast<int32_t>(round_add<float>(s.bits));
+  l.round_mask = static_cast<int32_t>(round_mask<float>(s.bits));
+}
+
+void pack_fp64(Layer& l, const lns_dot_desc& d, const Structure& s) {
+  l.activation_size = 8;
+  l.activation_doubles = powers_of<double>(d.activation, d.activation_widen, s, 0);
+  pack_weights(l, d, powers_of<double>(d.weight, d.weight_widen, s, s.exponent), l.weight_doubles);
+  l.wide_round_add = static_cast<int64_t>(round_add<double>(s.bits));
+  l.wide_round_mask = static_cast<int64_t>(round_mask<double>(s.bits));
 }
 
 void pack_ints(Layer& l, const lns_dot_desc& d, const std::vector<int32_t>& weights) {
   l.activation_size = 4;
-  l.weight_ints.resize(packed_size(l));
-  const int width = l.kernel.panel;
-  pack(
-      l, d, [&](int64_t at, int64_t c, uint32_t word, int64_t) { l.weight_ints[at * width + c] = weights[word]; },
-      [&](int64_t at, int64_t c) { l.weight_ints[at * width + c] = 0; });
+  pack_weights(l, d, weights, l.weight_ints);
 }
 
 void pack_mitchell(Layer& l, const lns_dot_desc& d, const Structure& s) {
@@ -589,7 +617,9 @@ void sum_bounds(const Layer& l, const void* packed, int64_t rows, float* sums) {
     }
   };
   const float* bounds = l.activation_bounds.data();
-  if (bounds == nullptr) {
+  if (l.kind == Kind::fp64) {
+    add(static_cast<const double*>(packed), [](double a) { return static_cast<float>(std::fabs(a)); });
+  } else if (bounds == nullptr) {
     add(static_cast<const float*>(packed), [](float a) { return std::fabs(a); });
   } else if (l.kind == Kind::bins) {
     const auto bytes = static_cast<uint32_t>(l.bin_stride * 4);
@@ -667,7 +697,22 @@ void make_linear(Layer& l, const lns_dot_desc& given, const Isa& isa) {
   const bool steps = d.lanes > 1 || largest > step_limit;
   l.limit = static_cast<int32_t>(std::min(limit, limit32));
   l.step_limit = steps ? static_cast<int32_t>(std::min(step_limit, limit32)) : -1;
-  if (one_bin && d.bins == 1 && (wraps || step32) && d.constants[0] == 1) {
+  /* sums in float64 are exact where no sum, clamped or not yet, reaches 2^53 */
+  constexpr double exact = 9.0e15;
+  const bool wide_wraps =
+      wraps && static_cast<double>(d.depth) * static_cast<double>(largest) + static_cast<double>(largest_bias) < exact;
+  const bool wide_steps =
+      saturate && static_cast<double>(limit) + static_cast<double>(d.lanes) * static_cast<double>(largest) < exact;
+  l.wide_limit = static_cast<double>(limit);
+  l.wide_step_limit = steps ? static_cast<double>(step_limit) : -1;
+  if (one_bin && d.bins == 1 && (wraps || step32 || wide_steps) && d.constants[0] == 1) {
+    const auto start64 = [&] {
+      l.acc_size = 8;
+      if (d.bias) {
+        l.start64 =
+            per_column<double>(l, 0, [&](int64_t n) { return static_cast<double>(bias[static_cast<size_t>(n)]); });
+      }
+    };
     const auto entry = [&](int64_t p) { return static_cast<int32_t>(std::min<int64_t>(terms(0, p), INT32_MAX)); };
     const Structure s = structure_of(d);
     l.gamma = wraps32 && isa.prefers_shifted ? shift_gamma(d) : 0;
@@ -679,9 +724,7 @@ void make_linear(Layer& l, const lns_dot_desc& given, const Isa& isa) {
     }
     const int64_t a_top = (max_code(d.activation) * d.activation_widen) >> s.f;
     const int64_t w_top = (max_code(d.weight) * d.weight_widen) >> s.f;
-    const bool wide =
-        wraps && !wraps32 &&
-        static_cast<double>(d.depth) * static_cast<double>(largest) + static_cast<double>(largest_bias) < 9.0e15;
+    const bool wide = wide_wraps && !wraps32;
     if (s.found && s.mitchell && (wraps32 || step32) && a_top < 60 && w_top + s.exponent < 60 && s.exponent > -60) {
       if (saturate && steps) {
         set_kernel(l, Kind::mitchell, isa.mitchell_lanes, "mitchell-lanes");
@@ -695,15 +738,11 @@ void make_linear(Layer& l, const lns_dot_desc& given, const Isa& isa) {
       /* 1 + x is at least 2^x, and an activation's exponent is 64 for what the table has as 0 */
       return bound_terms(l, d, std::ldexp(1.0, s.f), true, 64 - 127);
     }
-    if (s.found && !s.mitchell && (wraps32 || step32 || wide) && a_top < 100 && w_top + a_top / 2 + s.exponent < 100 &&
+    if (s.found && s.narrow && (wraps32 || step32 || wide) && a_top < 100 && w_top + a_top / 2 + s.exponent < 100 &&
         s.exponent + a_top / 2 > -100 && s.exponent > -100) {
       if (wide) {
         set_kernel(l, Kind::fp32_wide, isa.fp32_wide, "fp32-wide");
-        l.acc_size = 8;
-        if (d.bias) {
-          l.start64 =
-              per_column<double>(l, 0, [&](int64_t n) { return static_cast<double>(bias[static_cast<size_t>(n)]); });
-        }
+        start64();
       } else {
         if (saturate && steps) {
           set_kernel(l, Kind::fp32, isa.fp32_lanes, "fp32-lanes");
@@ -728,6 +767,18 @@ void make_linear(Layer& l, const lns_dot_desc& given, const Isa& isa) {
       start32();
       pack_codes(l, d, [&](int64_t p) { return static_cast<int32_t>(terms(0, p)); });
       return bound_terms(l, d, 0, false, 0);
+    }
+    if (s.found && !s.mitchell && (wide_wraps || wide_steps)) {
+      if (saturate && steps) {
+        set_kernel(l, Kind::fp64, isa.fp64_lanes, "fp64-lanes");
+      } else if (saturate) {
+        set_kernel(l, Kind::fp64, isa.fp64_saturate, "fp64-saturate");
+      } else {
+        set_kernel(l, Kind::fp64, isa.fp64_wrap, "fp64-wrap");
+      }
+      start64();
+      pack_fp64(l, d, s);
+      return bound_terms(l, d, std::ldexp(1.0, s.f), true, 0);
     }
   }
   double combined = 0;
@@ -1038,7 +1089,7 @@ uint32_t wide_word(const Tile& t, int64_t r, int64_t c, lns_counts& counts) {
     return l.output.word(zero ? 0 : ((acc[0] + half) >> l.guard_bits) + shift, acc[1] != 0 && !zero, zero, counts);
   }
   uint64_t sum = 0;
-  if (l.kind == Kind::fp32_wide) {
+  if (l.kind == Kind::fp32_wide || l.kind == Kind::fp64) {
     const auto value = static_cast<int64_t>(static_cast<const double*>(t.acc)[at]);
     sum = static_cast<uint64_t>(fit(value, l.acc_bits, false)) * static_cast<uint64_t>(l.constants[0]);
   } else {
@@ -1058,7 +1109,8 @@ void finish(const Tile& t, int64_t rows, lns_counts& counts, Store store) {
   const Layer& l = *t.layer;
   const int64_t first = t.first_panel * t.panel;
   const int64_t real = std::min((t.last_panel - t.first_panel) * t.panel, l.columns - first);
-  const bool wide = l.kind == Kind::general || l.kind == Kind::log_general || l.kind == Kind::fp32_wide;
+  const bool wide =
+      l.kind == Kind::general || l.kind == Kind::log_general || l.kind == Kind::fp32_wide || l.kind == Kind::fp64;
   counts.total += rows * real;
   alignas(64) int32_t words[kRowTile * row_words];
   for (int64_t r = 0; r < rows; r += kRowTile) {
@@ -1098,6 +1150,11 @@ void pack_rows(const Layer& l, void* packed, Fill fill) {
     case Kind::fp32_wide: {
       auto* to = static_cast<float*>(packed);
       const float* from = l.activation_floats.data();
+      return fill([=](int64_t r, int64_t k, uint32_t word) { to[r * depth + k] = from[word]; });
+    }
+    case Kind::fp64: {
+      auto* to = static_cast<double*>(packed);
+      const double* from = l.activation_doubles.data();
       return fill([=](int64_t r, int64_t k, uint32_t word) { to[r * depth + k] = from[word]; });
     }
     case Kind::mitchell:

@@ -116,6 +116,7 @@ using stages::fit;
 enum class Kind {
   fp32,      /* products in float32, sums in int32 */
   fp32_wide, /* products in float32, sums in float64 that are exact integers */
+  fp64,      /* products in float64 as well */
   mitchell,  /* products are integer sums read as float32 */
   gather,    /* terms by code sum, one accumulator of 32 bits */
   bins,      /* terms by code sum, the bins of 32 bits side by side */
@@ -194,9 +195,9 @@ struct Isa {
   /* codes moved, with random bytes or without, and the values of their upper bits; bases are [1] or [count] */
   int64_t (*step_codes)(const CodeStep& step, int64_t count, int16_t* codes, const float* g, const float* v,
                         const uint8_t* random, const int64_t* bases, bool spread, float* y);
-  Kernel shifted, expanded_wrap, expanded_saturate, fp32_wrap, fp32_saturate, fp32_lanes, fp32_wide, mitchell_wrap,
-      mitchell_saturate, mitchell_lanes, gather_wrap, gather_saturate, gather_lanes, bins, log8, log16, log16_gather,
-      log32;
+  Kernel shifted, expanded_wrap, expanded_saturate, fp32_wrap, fp32_saturate, fp32_lanes, fp32_wide, fp64_wrap,
+      fp64_saturate, fp64_lanes, mitchell_wrap, mitchell_saturate, mitchell_lanes, gather_wrap, gather_saturate,
+      gather_lanes, bins, log8, log16, log16_gather, log32;
   bool has_log8, has_log16;
   bool prefers_shifted; /* even where products can be computed */
 };
@@ -249,15 +250,18 @@ struct Layer {
   int activation_size; /* bytes of a packed activation */
   /* what each activation word is packed as */
   std::vector<float> activation_floats;
+  std::vector<double> activation_doubles;
   std::vector<int32_t> activation_ints;
   std::vector<int64_t> activation_longs; /* general: twice the code, plus the sign; bins, log8, log16: as made there */
   /* packed weights: [group][panel][depth][panel width] */
   Buffer<float> weight_floats;
+  Buffer<double> weight_doubles;
   Buffer<int32_t> weight_ints;
   Buffer<char> weight_lanes; /* log8, log16: see pack_narrow */
 
   /* fp32: add to the bits and mask them to round the product's significand */
   int32_t round_add, round_mask;
+  int64_t wide_round_add, wide_round_mask; /* the same for fp64 */
   /* gather and bins: terms by packed sum; with bins, bin_stride integers each */
   Buffer<int32_t> table;
   Buffer<char> weight_records; /* bins: see pack_bins */
@@ -271,6 +275,7 @@ struct Layer {
   std::vector<float> activation_bounds; /* by code; where packed activations are floats, they are their own */
   Buffer<float> weight_bounds;          /* [group][panel][blocks of bound_depth] */
   int32_t limit, step_limit;            /* saturating: the accumulator's and a step's; −1 if steps change nothing */
+  double wide_limit, wide_step_limit;   /* the same where sums are kept in float64 */
   /* bins and gather: initial value of the accumulators, [channels] or empty */
   std::vector<int32_t> start32;
   std::vector<double> start64;

@@ -48,6 +48,7 @@ typedef int32_t vi __attribute__((vector_size(kBytes), may_alias));
 typedef uint32_t vu __attribute__((vector_size(kBytes), may_alias));
 typedef float vf __attribute__((vector_size(kBytes), may_alias));
 typedef double vd __attribute__((vector_size(kBytes), may_alias));
+typedef int64_t vl __attribute__((vector_size(kBytes), may_alias));
 
 /* the same anywhere in memory */
 typedef int32_t vi_anywhere __attribute__((vector_size(kBytes), may_alias, aligned(4)));
@@ -55,10 +56,17 @@ typedef int32_t vi_anywhere __attribute__((vector_size(kBytes), may_alias, align
 #define LNS_INLINE inline __attribute__((always_inline))
 
 LNS_INLINE vi all(int32_t x) { return x - vi{}; }
+LNS_INLINE vl all(int64_t x) { return x - vl{}; }
+LNS_INLINE vd all(double x) { return x - vd{}; }
 LNS_INLINE vi add(vi a, vi b) { return (vi)((vu)a + (vu)b); }
+LNS_INLINE vd add(vd a, vd b) { return a + b; }
 LNS_INLINE vi least(vi a, vi b) { return a < b ? a : b; }
 LNS_INLINE vi most(vi a, vi b) { return a > b ? a : b; }
 LNS_INLINE vi clamp(vi x, vi limit) { return most(least(x, limit), -limit); }
+LNS_INLINE vd clamp(vd x, vd limit) {
+  x = x < limit ? x : limit;
+  return x > -limit ? x : -limit;
+}
 
 LNS_INLINE vi gather(const int32_t* table, vi index) {
 #if defined(LNS_AVX512)
@@ -85,16 +93,31 @@ LNS_INLINE bool any(vi x) {
 #endif
 }
 
+/* What sums are clamped to, in the type that they are kept in. */
+template <class T>
+struct Limits;
+template <>
+struct Limits<int32_t> {
+  static int32_t sum(const Layer& l) { return l.limit; }
+  static int32_t step(const Layer& l) { return l.step_limit; }
+};
+template <>
+struct Limits<double> {
+  static double sum(const Layer& l) { return l.wide_limit; }
+  static double step(const Layer& l) { return l.wide_step_limit; }
+};
+
 /* How far from zero the sums of a row may be for nothing to be clamped in a block of depth; negative if anything
  * might be. */
-LNS_INLINE int32_t room(const Tile& t, int64_t row, int64_t panel, int64_t first) {
+template <class T>
+LNS_INLINE T room(const Tile& t, int64_t row, int64_t panel, int64_t first) {
   const Layer& l = *t.layer;
   if (!l.bounded) return -1;
   const int64_t blocks = (l.depth + l.bound_depth - 1) / l.bound_depth, block = first / l.bound_depth;
   const float most = t.row_sums[row * blocks + block] * l.weight_bounds[panel * blocks + block];
-  if (!(most < static_cast<float>(l.limit)) || (l.step_limit >= 0 && most >= static_cast<float>(l.step_limit)))
-    return -1;
-  return l.limit - static_cast<int32_t>(most) - 1;
+  const T limit = Limits<T>::sum(l), step_limit = Limits<T>::step(l);
+  if (!(most < static_cast<float>(limit)) || (step_limit >= 0 && most >= static_cast<float>(step_limit))) return -1;
+  return limit - static_cast<T>(most) - 1;
 }
 
 /* Whether `count` sums from `acc` on, a multiple of V, are all that near to zero. */
@@ -108,6 +131,16 @@ LNS_INLINE bool within(const int32_t* acc, int count, int32_t room) {
   }
   return !any(outside);
 }
+LNS_INLINE bool within(const double* acc, int count, double room) {
+  if (room < 0) return false;
+  const vd most = all(room);
+  vl outside = {};
+  for (int i = 0; i < count; i += V / 2) {
+    const vd x = *(const vd*)(acc + i);
+    outside |= (vl)(x > most) | (vl)(-x > most);
+  }
+  return !any((vi)outside);
+}
 
 /* ---- linear accumulation: products in registers ------------------------------------------------------ */
 
@@ -116,6 +149,8 @@ LNS_INLINE bool within(const int32_t* acc, int count, int32_t room) {
 struct Fp32 {
   using Scalar = float;
   using Vector = vf;
+  using Sum = vi;
+  using Element = int32_t;
   vi round_add, round_mask;
   explicit Fp32(const Layer& l) : round_add(all(l.round_add)), round_mask(all(l.round_mask)) {}
   static const float* weights(const Layer& l) { return l.weight_floats.data(); }
@@ -131,6 +166,8 @@ struct Fp32 {
 struct Mitchell {
   using Scalar = int32_t;
   using Vector = vi;
+  using Sum = vi;
+  using Element = int32_t;
   explicit Mitchell(const Layer&) {}
   static const int32_t* weights(const Layer& l) { return l.weight_ints.data(); }
   LNS_INLINE vi term(vi w, int32_t a) const { return __builtin_convertvector((vf)add(w, all(a)), vi); }
@@ -141,12 +178,40 @@ struct Mitchell {
 struct Gather {
   using Scalar = int32_t;
   using Vector = vi;
+  using Sum = vi;
+  using Element = int32_t;
   const int32_t* table;
   explicit Gather(const Layer& l) : table(l.table.data()) {}
   static const int32_t* weights(const Layer& l) { return l.weight_ints.data(); }
   LNS_INLINE vi term(vi w, int32_t a) const {
     const vi both = add(w, all(a)), sign = both >> 31;
     return (gather(table, both & all(INT32_MAX)) ^ sign) - sign;
+  }
+};
+
+LNS_INLINE vd truncated(vd x) {
+#if defined(LNS_AVX512)
+  return (vd)_mm512_roundscale_pd((__m512d)x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+#elif defined(LNS_AVX2)
+  return (vd)_mm256_round_pd((__m256d)x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+#else
+  return __builtin_convertvector(__builtin_convertvector(x, vl), vd);
+#endif
+}
+
+/* The same in float64, whose products are right for every γ and every number of bits that a table has; sums are
+ * integers below 2^53 in float64 too. For accumulators above 32 bits, or tables finer than float32 computes. */
+struct Fp64 {
+  using Scalar = double;
+  using Vector = vd;
+  using Sum = vd;
+  using Element = double;
+  vl round_add, round_mask;
+  explicit Fp64(const Layer& l) : round_add(all(l.wide_round_add)), round_mask(all(l.wide_round_mask)) {}
+  static const double* weights(const Layer& l) { return l.weight_doubles.data(); }
+  LNS_INLINE vd term(vd w, double a) const {
+    const vd product = w * a;
+    return truncated((vd)(((vl)product + round_add) & round_mask));
   }
 };
 
@@ -159,22 +224,26 @@ enum Mode { kWrap, kSaturate, kLanes };
 
 template <class Product, int mode, int kRows>
 LNS_INLINE void linear_block(const Product& product, const Layer& l, const typename Product::Scalar* a,
-                             const typename Product::Scalar* w, int64_t depth, int32_t* out, int64_t stride) {
+                             const typename Product::Scalar* w, int64_t depth, typename Product::Element* out,
+                             int64_t stride) {
   using Vector = typename Product::Vector;
-  vi acc[kRows][2];
-  const vi limit = all(l.limit), step_limit = all(l.step_limit);
+  using Sum = typename Product::Sum;
+  using T = typename Product::Element;
+  constexpr int kWidth = sizeof(Sum) / sizeof(T), kColumns = 2 * kWidth;
+  Sum acc[kRows][2];
+  const Sum limit = all(Limits<T>::sum(l)), step_limit = all(Limits<T>::step(l));
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-    acc[r][0] = *(const vi*)(out + r * stride);
-    acc[r][1] = *(const vi*)(out + r * stride + V);
+    acc[r][0] = *(const Sum*)(out + r * stride);
+    acc[r][1] = *(const Sum*)(out + r * stride + kWidth);
   }
   const int64_t row = l.depth;
   if (mode == kLanes) {
     for (int64_t first = 0; first < depth; first += l.lanes) {
       const int64_t last = first + l.lanes < depth ? first + l.lanes : depth;
-      vi step[kRows][2] = {};
+      Sum step[kRows][2] = {};
       for (int64_t k = first; k < last; ++k) {
-        const Vector w0 = *(const Vector*)(w + k * kPanel), w1 = *(const Vector*)(w + k * kPanel + V);
+        const Vector w0 = *(const Vector*)(w + k * kColumns), w1 = *(const Vector*)(w + k * kColumns + kWidth);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
           step[r][0] = add(step[r][0], product.term(w0, a[r * row + k]));
@@ -189,7 +258,7 @@ LNS_INLINE void linear_block(const Product& product, const Layer& l, const typen
     }
   } else {
     for (int64_t k = 0; k < depth; ++k) {
-      const Vector w0 = *(const Vector*)(w + k * kPanel), w1 = *(const Vector*)(w + k * kPanel + V);
+      const Vector w0 = *(const Vector*)(w + k * kColumns), w1 = *(const Vector*)(w + k * kColumns + kWidth);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         acc[r][0] = add(acc[r][0], product.term(w0, a[r * row + k]));
@@ -203,8 +272,8 @@ LNS_INLINE void linear_block(const Product& product, const Layer& l, const typen
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-    *(vi*)(out + r * stride) = acc[r][0];
-    *(vi*)(out + r * stride + V) = acc[r][1];
+    *(Sum*)(out + r * stride) = acc[r][0];
+    *(Sum*)(out + r * stride + kWidth) = acc[r][1];
   }
 }
 
@@ -220,15 +289,28 @@ void begin(const Tile& t, T* acc, const std::vector<T>& start, int panel, int64_
   for (int64_t r = 0; r < t.rows; ++r) std::memcpy(acc + r * columns, from, static_cast<size_t>(columns) * sizeof(T));
 }
 
+template <class T>
+const std::vector<T>& starts(const Layer& l);
+template <>
+const std::vector<int32_t>& starts(const Layer& l) {
+  return l.start32;
+}
+template <>
+const std::vector<double>& starts(const Layer& l) {
+  return l.start64;
+}
+
 template <class Product, int mode, int kRows>
 void linear(const Tile& t) {
   const Layer& l = *t.layer;
+  using T = typename Product::Element;
+  constexpr int kColumns = 2 * static_cast<int>(sizeof(typename Product::Sum) / sizeof(T));
   const Product product(l);
-  auto* acc = static_cast<int32_t*>(t.acc);
-  begin(t, acc, l.start32, kPanel, l.panels);
-  const int64_t columns = (t.last_panel - t.first_panel) * kPanel;
+  auto* acc = static_cast<T*>(t.acc);
+  begin(t, acc, starts<T>(l), kColumns, l.panels);
+  const int64_t columns = (t.last_panel - t.first_panel) * kColumns;
   const auto* a = static_cast<const typename Product::Scalar*>(t.a);
-  const auto* w = Product::weights(l) + (t.group * l.panels + t.first_panel) * l.depth * kPanel;
+  const auto* w = Product::weights(l) + (t.group * l.panels + t.first_panel) * l.depth * kColumns;
   /* a step of lanes is never cut, nor a block whose sums are bounded */
   const int64_t unit = l.bounded ? l.bound_depth : mode == kLanes ? l.lanes : kDepth;
   const int64_t block = (kDepth + unit - 1) / unit * unit;
@@ -236,18 +318,18 @@ void linear(const Tile& t) {
     const int64_t end = std::min(start + block, l.depth);
     for (int64_t p = 0; p < t.last_panel - t.first_panel; ++p) {
       for (int64_t r = 0; r < t.rows; r += kRows) {
-        int32_t* const out = acc + r * columns + p * kPanel;
+        T* const out = acc + r * columns + p * kColumns;
         const int64_t piece = mode == kWrap || !l.bounded ? block : unit;
         for (int64_t first = start; first < end; first += piece) {
           const auto* from = a + r * l.depth + first;
-          const auto* panel = w + (p * l.depth + first) * kPanel;
+          const auto* panel = w + (p * l.depth + first) * kColumns;
           const int64_t depth = std::min(piece, end - first);
           bool clamps = mode != kWrap;
           if (mode != kWrap && l.bounded) {
             clamps = false;
             for (int64_t i = 0; i < kRows && !clamps; ++i) {
-              clamps =
-                  !within(out + i * columns, kPanel, room(t, r + i, t.group * l.panels + t.first_panel + p, first));
+              clamps = !within(out + i * columns, kColumns,
+                               room<T>(t, r + i, t.group * l.panels + t.first_panel + p, first));
             }
           }
           if (clamps) {
@@ -599,7 +681,7 @@ LNS_INLINE void bins_with(const Tile& t) {
         for (int64_t first = start; first < std::min(start + block, l.depth); first += unit) {
           const uint64_t* entries = a + r * l.depth + first;
           const int64_t count = t.entry_counts[r * blocks + first / unit];
-          if (mode == kWrap || (l.bounded && within(out, bins_panel * E, room(t, r, at, first)))) {
+          if (mode == kWrap || (l.bounded && within(out, bins_panel * E, room<int32_t>(t, r, at, first)))) {
             bins_block<E, Index, kWrap, bins_panel>(l, entries, count, panel, out);
           } else {
             for (int c = 0; c < bins_panel; c += kColumns) {
@@ -1499,6 +1581,9 @@ const Isa& LNS_JOIN(isa_, LNS_ISA_NAME)() {
       {kPanel, kFast, linear<Fp32, kSaturate, kFast>},
       {kPanel, kSlow, linear<Fp32, kLanes, kSlow>},
       {kPanel, 2, fp32_wide},
+      {kPanel / 2, kFast, linear<Fp64, kWrap, kFast>},
+      {kPanel / 2, kFast, linear<Fp64, kSaturate, kFast>},
+      {kPanel / 2, kSlow, linear<Fp64, kLanes, kSlow>},
       {kPanel, kFast, linear<Mitchell, kWrap, kFast>},
       {kPanel, kFast, linear<Mitchell, kSaturate, kFast>},
       {kPanel, kSlow, linear<Mitchell, kLanes, kSlow>},

@@ -421,32 +421,75 @@ struct DestroyDot {
   void operator()(lns_dot* dot) const { lns_dot_destroy(dot); }
 };
 
+/* What attributes say of a product. */
+lns_dot_desc product_of(const Node& node, bool log) {
+  lns_dot_desc desc{};
+  desc.log = log;
+  desc.activation = format_of(node, "activation");
+  desc.weight = format_of(node, "weight");
+  desc.activation_widen = node.integer("activation_widen", 1, max_widen);
+  desc.weight_widen = node.integer("weight_widen", 1, max_widen);
+  desc.output = output_of(node);
+  desc.groups = 1;
+  desc.lanes = static_cast<int32_t>(node.integer("lanes", 1, 1024));
+  if (log) {
+    desc.acc_bits = static_cast<int32_t>(node.integer("acc_bits", 1, 26));
+    desc.guard_bits = static_cast<int32_t>(node.integer("guard_bits", 0, 8));
+  } else {
+    desc.acc_bits = static_cast<int32_t>(node.integer("acc_bits", 2, 62));
+    desc.psum_bits = static_cast<int32_t>(node.integer("psum_bits", 2, 62));
+    desc.saturate = static_cast<int32_t>(node.integer("saturate", 0, 1));
+  }
+  return desc;
+}
+
+void set_tables(lns_dot_desc& desc, const Tensor& terms, const Tensor& constants, const Tensor& thresholds) {
+  if (terms.type != ort::int32 && terms.type != ort::int64) {
+    fail("terms has elements of %s, not int32 or int64", name_of(terms.type));
+  }
+  desc.term_columns = max_code(desc.activation) * desc.activation_widen + max_code(desc.weight) * desc.weight_widen + 1;
+  if (terms.rank() != 2 || terms.shape[0] < 1 || terms.shape[1] != desc.term_columns) {
+    fail("terms has shape %s, not [B, %lld], one column a code sum", text_of(terms.shape).c_str(),
+         static_cast<long long>(desc.term_columns));
+  }
+  desc.terms = terms.data;
+  desc.terms_are_64 = terms.type == ort::int64;
+  desc.bins = terms.shape[0];
+  constants.check_type(ort::int64);
+  constants.check_shape({desc.bins});
+  desc.constants = constants.as<int64_t>();
+  thresholds.check_list(ort::int64);
+  desc.thresholds = thresholds.as<int64_t>();
+  desc.threshold_count = thresholds.count;
+}
+
+void set_deltas(lns_dot_desc& desc, const Tensor& plus, const Tensor& minus) {
+  const Deltas deltas(plus, minus);
+  desc.delta_plus = deltas.plus.as<int32_t>();
+  desc.delta_plus_count = deltas.plus.count;
+  desc.delta_minus = deltas.minus.as<int32_t>();
+  desc.delta_minus_count = deltas.minus.count;
+}
+
+using Made = std::unique_ptr<lns_dot, DestroyDot>;
+
+Made made_of(const lns_dot_desc& desc) {
+  Checked checked;
+  lns_dot* made = nullptr;
+  checked(lns_dot_create(&desc, &made, checked.error()));
+  return Made(made);
+}
+
 /* A layer made from the inputs after X. */
 struct Layer {
   Shape weight;
-  std::unique_ptr<lns_dot, DestroyDot> dot; /* null if there are no output channels */
+  Made dot; /* null if there are no output channels */
 };
 
 template <bool log, bool convolution>
 class Dot : public Kernel {
  public:
-  explicit Dot(const Node& node) {
-    desc_.log = log;
-    desc_.activation = format_of(node, "activation");
-    desc_.weight = format_of(node, "weight");
-    desc_.activation_widen = node.integer("activation_widen", 1, max_widen);
-    desc_.weight_widen = node.integer("weight_widen", 1, max_widen);
-    desc_.output = output_of(node);
-    desc_.groups = 1;
-    desc_.lanes = static_cast<int32_t>(node.integer("lanes", 1, 1024));
-    if (log) {
-      desc_.acc_bits = static_cast<int32_t>(node.integer("acc_bits", 1, 26));
-      desc_.guard_bits = static_cast<int32_t>(node.integer("guard_bits", 0, 8));
-    } else {
-      desc_.acc_bits = static_cast<int32_t>(node.integer("acc_bits", 2, 62));
-      desc_.psum_bits = static_cast<int32_t>(node.integer("psum_bits", 2, 62));
-      desc_.saturate = static_cast<int32_t>(node.integer("saturate", 0, 1));
-    }
+  explicit Dot(const Node& node) : desc_(product_of(node, log)) {
     if (convolution) {
       window_ = window_of(node);
       desc_.groups = node.integer("group", 1, max_axis);
@@ -520,20 +563,14 @@ class Dot : public Kernel {
       bias.check_type(ort::int64);
       check_range(bias, 0, (int64_t{2} << desc.acc_bits) - 1);
       desc.bias = bias.as<int64_t>();
-      const Deltas deltas(inputs[2], inputs[3]);
-      desc.delta_plus = deltas.plus.as<int32_t>();
-      desc.delta_plus_count = deltas.plus.count;
-      desc.delta_minus = deltas.minus.as<int32_t>();
-      desc.delta_minus_count = deltas.minus.count;
+      set_deltas(desc, inputs[2], inputs[3]);
       inputs[4].check_type(ort::int64);
       inputs[4].check_shape(channels);
       check_range(inputs[4], -max_shift, max_shift);
       desc.entry_shift = inputs[4].as<int64_t>();
     } else {
-      const Tensor &terms = inputs[2], &constants = inputs[3], &thresholds = inputs[4];
-      if (terms.type != ort::int32 && terms.type != ort::int64) {
-        fail("terms has elements of %s, not int32 or int64", name_of(terms.type));
-      }
+      const Tensor& terms = inputs[2];
+      set_tables(desc, terms, inputs[3], inputs[4]);
       bias.check_type(terms.type);
       if (terms.type == ort::int64) {
         desc.bias = bias.as<int64_t>();
@@ -542,29 +579,9 @@ class Dot : public Kernel {
         wide.reserve(1); /* a pointer, also to nothing */
         desc.bias = wide.data();
       }
-      desc.term_columns =
-          max_code(desc.activation) * desc.activation_widen + max_code(desc.weight) * desc.weight_widen + 1;
-      if (terms.rank() != 2 || terms.shape[0] < 1 || terms.shape[1] != desc.term_columns) {
-        fail("terms has shape %s, not [B, %lld], one column a code sum", text_of(terms.shape).c_str(),
-             static_cast<long long>(desc.term_columns));
-      }
-      desc.terms = terms.data;
-      desc.terms_are_64 = terms.type == ort::int64;
-      desc.bins = terms.shape[0];
-      constants.check_type(ort::int64);
-      constants.check_shape({desc.bins});
-      desc.constants = constants.as<int64_t>();
-      thresholds.check_list(ort::int64);
-      desc.thresholds = thresholds.as<int64_t>();
-      desc.threshold_count = thresholds.count;
     }
     Layer layer{w.shape, nullptr};
-    if (desc.channels > 0) {
-      Checked checked;
-      lns_dot* made = nullptr;
-      checked(lns_dot_create(&desc, &made, checked.error()));
-      layer.dot.reset(made);
-    }
+    if (desc.channels > 0) layer.dot = made_of(desc);
     return layer;
   }
 
@@ -604,6 +621,76 @@ class Dot : public Kernel {
   lns_window window_{};
   Layer constant_;
   bool is_constant_ = false;
+};
+
+/* Products of two tensors (spec 7.2): a layer for each index of the axes before the last two, as neither is constant.
+ */
+template <bool log>
+class MatMul : public Kernel {
+ public:
+  explicit MatMul(const Node& node)
+      : desc_(product_of(node, log)), code_shift_(node.integer("code_shift", -max_shift, max_shift)) {}
+
+  void run(const Run& run) const override {
+    const Tensor a = run.input(0, "A"), b = run.input(1, "B");
+    a.check_type(type_of(desc_.activation));
+    b.check_type(type_of(desc_.weight));
+    const size_t rank = a.shape.size();
+    if (rank < 2 || b.shape.size() != rank || !std::equal(a.shape.begin(), a.shape.end() - 2, b.shape.begin()) ||
+        a.shape[rank - 1] != b.shape[rank - 2]) {
+      fail("A has shape %s, B %s, not [..., M, K] and [..., K, N]", text_of(a.shape).c_str(), text_of(b.shape).c_str());
+    }
+    const int64_t rows = a.shape[rank - 2], depth = a.shape[rank - 1], columns = b.shape[rank - 1];
+    lns_dot_desc desc = desc_;
+    desc.channels = columns;
+    desc.depth = depth;
+    /* the sessions' tables: they live as long as this call */
+    const Tensor first = run.input(2, log ? "delta_plus" : "terms");
+    const Tensor second = run.input(3, log ? "delta_minus" : "constants");
+    const Tensor third = run.input(4, log ? "entry_shift" : "thresholds");
+    const std::vector<int64_t> shifts(static_cast<size_t>(columns), code_shift_);
+    std::vector<int64_t> entries;
+    desc.code_shift = shifts.data();
+    if (log) {
+      set_deltas(desc, first, second);
+      third.check_type(ort::int64);
+      third.check_shape({1});
+      check_range(third, -max_shift, max_shift);
+      entries.assign(static_cast<size_t>(columns), third.as<int64_t>()[0]);
+      desc.entry_shift = entries.data();
+    } else {
+      set_tables(desc, first, second, third);
+    }
+    Shape shape = a.shape;
+    shape.back() = columns;
+    const Tensor y = run.output(shape, type_of(desc_.output.format));
+    if (y.count == 0) return;
+    const size_t of_a = word_bytes(desc_.activation), of_b = word_bytes(desc_.weight);
+    const size_t of_y = word_bytes(desc_.output.format);
+    std::vector<char> turned(static_cast<size_t>(depth * columns) * of_b + 1);
+    desc.weight_words = turned.data();
+    const int64_t matrices = y.count / (rows * columns);
+    for (int64_t i = 0; i < matrices; ++i) {
+      const char* words = static_cast<const char*>(b.data) + static_cast<size_t>(i * depth * columns) * of_b;
+      for (int64_t k = 0; k < depth; ++k) {
+        for (int64_t n = 0; n < columns; ++n) {
+          std::memcpy(turned.data() + static_cast<size_t>(n * depth + k) * of_b,
+                      words + static_cast<size_t>(k * columns + n) * of_b, of_b);
+        }
+      }
+      const Made made = made_of(desc);
+      Checked checked;
+      checked(lns_dot_run(made.get(), static_cast<const char*>(a.data) + static_cast<size_t>(i * rows * depth) * of_a,
+                          rows, depth, 1, static_cast<char*>(y.data) + static_cast<size_t>(i * rows * columns) * of_y,
+                          threads, nullptr, checked.error()));
+    }
+  }
+
+ private:
+  static size_t word_bytes(lns_format format) { return format.bits <= 8 ? 1 : 2; }
+
+  lns_dot_desc desc_;
+  int64_t code_shift_;
 };
 
 /* ------------------------------------------------------------------------------------------------------------
@@ -978,6 +1065,8 @@ class Registry {
           add<Dot<false, false>>("LinearGemm", {x, w, acc, acc, int64, int64, int64}, undefined);
           add<Dot<false, true>>("LinearConv", {x, w, acc, acc, int64, int64, int64}, undefined);
         }
+        for (int acc : {int32, int64}) add<MatMul<false>>("LinearMatMul", {x, w, acc, int64, int64}, undefined);
+        add<MatMul<true>>("LogMatMul", {x, w, int32, int32, int64}, undefined);
         add<Dot<true, false>>("LogGemm", {x, w, int64, int32, int32, int64, int64}, undefined);
         add<Dot<true, true>>("LogConv", {x, w, int64, int32, int32, int64, int64}, undefined);
       }

@@ -75,6 +75,14 @@ def dot_case(
     return Case(op, {"X": x, "W": w, **tables}, 1, attributes, plan.output.dtype)
 
 
+def matmul_case(plan: DotPlan, a: Array, b: Array) -> Case:
+    linear = plan.datapath.is_linear
+    tables = dict((nodes.linear_tables if linear else nodes.log_tables)(plan, 1, None))
+    del tables["bias"]
+    attributes = nodes._dot_attributes(plan) | {"code_shift": int(tables.pop("code_shift")[0])}
+    return Case("LinearMatMul" if linear else "LogMatMul", {"A": a, "B": b, **tables}, 2, attributes, plan.output.dtype)
+
+
 def add_case(plan: AddPlan, a: Array, b: Array) -> Case:
     part = plan.accumulator
     attributes = {
@@ -296,6 +304,14 @@ def _dot(rng: np.random.Generator, linear: bool, convolution: bool) -> Case:
     return dot_case(plan, x, w, bias if rng.random() < 0.7 else None, window, groups)
 
 
+def _matmul(rng: np.random.Generator, linear: bool) -> Case:
+    plan, lead = dot_plan(rng, linear), _shape(rng)[:2]
+    rows, depth = (int(n) for n in rng.integers(0 if rng.random() < 0.1 else 1, 8, 2))
+    columns = int(rng.integers(1, 8))
+    a, b = words(rng, plan.activation, (*lead, rows, depth)), words(rng, plan.weight, (*lead, depth, columns))
+    return matmul_case(plan, a, b)
+
+
 def _add_plan(rng: np.random.Generator) -> AddPlan:
     gamma = int(rng.choice([1, 4, 8]))
     part, (a, b, out) = _log_accumulator(rng), (a_format(rng, gamma) for _ in range(3))
@@ -365,6 +381,8 @@ MAKERS: dict[str, Callable[[np.random.Generator], Case]] = {
     "LinearConv": lambda rng: _dot(rng, True, True),
     "LogGemm": lambda rng: _dot(rng, False, False),
     "LogConv": lambda rng: _dot(rng, False, True),
+    "LinearMatMul": lambda rng: _matmul(rng, True),
+    "LogMatMul": lambda rng: _matmul(rng, False),
     "Relu": _relu,
     "Clip": _clip,
     "MaxPool": _max_pool,

@@ -46,6 +46,7 @@ def make_study(nets=("mlp", "cnn"), widths=range(3, 9), seed=3):
                 parameters={},
                 format=label,
                 datapath="",
+                description="",
                 datapath_toml="",
                 fingerprint=f"{kind}-{net}",
                 values={
@@ -104,6 +105,7 @@ def make_study(nets=("mlp", "cnn"), widths=range(3, 9), seed=3):
                         },
                         format=f"{bits}:{gamma}",
                         datapath=name,
+                        description=f"{accumulate}, {method}",
                         datapath_toml=f'name = "{name}"\nweight = "{bits}:{gamma}"\n\n[accumulate]\n'
                         f'kind = "{accumulate}"\n',
                         fingerprint=f"{random.Random(name).getrandbits(64):016x}",
@@ -152,6 +154,7 @@ def make_study(nets=("mlp", "cnn"), widths=range(3, 9), seed=3):
                 parameters={"bits": 2, "gamma": 1, "accumulate": "linear", "delta": "none"},
                 format="2:1",
                 datapath="",
+                description="",
                 datapath_toml="",
                 fingerprint="",
                 values={"accuracy": 0.3125} if state == "pruned" else {},
@@ -171,7 +174,7 @@ def make_study(nets=("mlp", "cnn"), widths=range(3, 9), seed=3):
         ("max-plus", [0] * len(d)),
     ):
         ulp = [a - b for a, b in zip(made, exact, strict=True)]
-        tables.append({"label": label, "d": d, "approximation": made, "exact": exact, "ulp": ulp})
+        tables.append({"label": label, "gamma": gamma, "d": d, "approximation": made, "exact": exact, "ulp": ulp})
     histograms = []
     for layer in LAYERS[nets[-1]]:
         for kind, centre in (("weights", 70), ("activations", 95)):

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from lnsdeploy import cli
 from lnsdeploy.cost import energy, fit, model, synthesis, units
+from lnsdeploy.cost.graph import Graph
 from lnsdeploy.cost.system import System, count
 from lnsdeploy.datapath import LogAccumulator, load_datapath, named_datapaths
 from lnsdeploy.emulator import reference
@@ -222,13 +223,17 @@ def test_energy_is_beside_int8_under_the_same_numbers():
 # The analytical model
 
 
-def test_diagrams_of_known_tables():
-    """A wire and its complement cost nothing, an and is a join, a parity chooses at every bit but the last."""
-    assert model.diagram((0, 0, 1, 1), 2, 1) == (0, 0)
-    assert model.diagram((0, 0, 0, 1), 2, 1) == (0, 1)
-    parity = tuple(bin(i).count("1") & 1 for i in range(16))
-    assert model.diagram(parity, 4, 1) == (3, 0)
-    assert model.diagram((3, 0, 0, 3), 2, 2) == model.diagram((1, 0, 0, 1), 2, 1) == (1, 0)
+def test_tables_are_counted_by_their_diagrams():
+    """A wire and its complement cost nothing, a parity is gates of two, equal columns are one."""
+
+    def kinds(entries, address, bits):
+        graph = Graph()
+        return {kind: n for (_, kind), n in graph.count(graph.look_up(graph.word(address), entries, bits)).items()}
+
+    assert kinds((0, 0, 1, 1), 2, 1) == {}
+    assert kinds((0, 0, 0, 1), 2, 1) == {"table-and": 1}
+    assert kinds(tuple(bin(i).count("1") & 1 for i in range(16)), 4, 1) == {"table-xor": 3}
+    assert kinds((3, 0, 0, 3), 2, 2) == kinds((1, 0, 0, 1), 2, 1) == {"table-xor": 1}
 
 
 def test_model_is_what_the_points_give():
@@ -237,24 +242,51 @@ def test_model_is_what_the_points_give():
     made = fit.make_model(points, others)
     kept = model.coefficients()
     assert kept["errors"] == made["errors"]
-    for name in ("transistors", "depth"):
+    for name in ("kinds", "parts", "levels"):
         assert kept[name] == pytest.approx(made[name], abs=0.002)
     assert {p.datapath.name for p in points if p.held_out} >= {"gauss-8", "elma-8"}
 
 
-def test_model_is_as_near_to_held_out_points_as_it_is_said():
-    """Multipliers apart: three in four within a fifth, nine in ten within 35 per cent, the middle one within 15."""
-    held = model.coefficients()["errors"]["held_out"]
-    assert held["points"] >= 20
-    assert held["transistors"]["within_20_percent"] >= 0.75
-    assert held["transistors"]["nine_in_ten"] <= 0.35
-    assert held["transistors"]["median"] <= 0.15
+# Held-out points that the model misses by more than a fifth: words of 4 and 5 bits.
+MISSED = {("more-10", "mac", 1), ("more-52", "mac", 1)}
+
+
+def test_model_is_within_a_fifth_of_held_out_points():
+    """Every one but those that are named; multipliers apart, which are all alike."""
+    points, _ = fit.load_points()
+    held = [p for p in points if p.held_out and p.unit != "multiplier"]
+    assert len(held) >= 80
+    found = fit.errors(held, model.coefficients())
+    assert {(e.point.datapath.name, e.point.unit, e.point.lanes) for e in found if abs(e.transistors) > 0.2} <= MISSED
+    assert max(abs(e.transistors) for e in found) < 0.25
+    assert np.median([abs(e.transistors) for e in found]) < 0.06
+
+
+def test_points_are_the_configurations():
+    """What is held out was drawn so, and no point is of a configuration that there no longer is."""
+    drawn = {(path.name, path.fingerprint): held_out for path, _, held_out in fit.configurations()}
+    for point in fit.load_points()[0]:
+        assert drawn[point.datapath.name, point.datapath.fingerprint] is point.held_out
+
+
+def test_elements_of_many_lanes_lie_on_a_line():
+    """Past 32 lanes the model draws a line: it must meet what it would have counted."""
+    datapath = load_datapath("elma-8")
+    counted = model.price(model._element(*_element(datapath, 48)), model.coefficients())
+    drawn = model.estimate(datapath, 48).units["pe-48"]
+    assert drawn.transistors == pytest.approx(counted.transistors, rel=0.01)
+    assert drawn.depth == pytest.approx(counted.depth, rel=0.1)
+
+
+def _element(datapath, lanes):
+    pe = units.parameters(units.with_lanes(datapath, lanes))
+    return pe, int(pe.scales(vectors.example_plan(datapath), 1)[0]), ()
 
 
 @needs_yosys
 def test_model_against_a_synthesis_made_now():
     found = synthesis.synthesise(units.mac(load_datapath("mitchell-8")), runs=1).transistors.median
-    assert model.estimate(load_datapath("mitchell-8")).transistors == pytest.approx(found, rel=0.35)
+    assert model.estimate(load_datapath("mitchell-8")).transistors == pytest.approx(found, rel=0.2)
 
 
 @pytest.mark.parametrize("name", [n for n in named_datapaths() if not n.endswith("16")])

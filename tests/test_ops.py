@@ -39,7 +39,7 @@ BYTES = LNSFormat(8, 8)
 NAMES = {
     re.sub(r"(?<!^)(?=[A-Z])", "_", operator.name).lower(): operator
     for operator in functions.OPERATORS
-    if operator.kernel
+    if operator.torch
 }
 
 needs_library = pytest.mark.skipif(native.unavailable() is not None, reason="the native library has not been built")

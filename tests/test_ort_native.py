@@ -34,7 +34,7 @@ from tests.fuzz_ort import Case
 Array = np.ndarray[Any, Any]
 LIBRARY = fuzz_ort.library()
 BYTES = LNSFormat(8, 8)
-OPERATORS = [operator.name for operator in functions.OPERATORS if operator.kernel]
+OPERATORS = [operator.name for operator in functions.OPERATORS if operator.native]
 
 
 @pytest.fixture(autouse=True)
@@ -240,6 +240,25 @@ def test_sizes_of_zero_and_leading_axes(plan: DotPlan) -> None:
     for images in (0, 1, 2):
         x, w, window = words((images, 3, 4, 4)), words((4, 3, 2, 2), seed=1), Window((2, 2))
         check(fuzz_ort.dot_case(plan, x, w, None, window), reference.convolution(x, w, None, plan, window))
+
+
+@pytest.mark.parametrize("plan", [LINEAR, LOG], ids=["linear", "log"])
+def test_products_of_two_tensors(plan: DotPlan) -> None:
+    """spec 7.2: matrices at every index of the axes before, also of no axes, and of sizes of zero."""
+    for lead in ((), (3,), (0,), (2, 2), (1, 0, 3)):
+        for rows, depth, columns in ((4, 6, 5), (1, 1, 1), (3, 0, 2), (0, 2, 2)):
+            a, b = words((*lead, rows, depth)), words((*lead, depth, columns), seed=1)
+            check(fuzz_ort.matmul_case(plan, a, b), reference.matmul(a, b, plan))
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [((2, 3, 4), (2, 5, 6)), ((2, 3, 4), (3, 4, 6)), ((3, 4), (2, 4, 6)), ((4,), (4,))], ids=str
+)
+def test_products_of_tensors_that_do_not_fit(a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    case = fuzz_ort.matmul_case(LINEAR, words((3, 4)), words((4, 6)))
+    case = replace(case, inputs={**case.inputs, "A": words(a), "B": words(b)})
+    with pytest.raises(Exception, match=r"LinearMatMul 'node': A has shape .* B .*, not \[..., M, K\] and"):
+        by_library(case)
 
 
 def test_a_convolution_of_no_input_channels() -> None:

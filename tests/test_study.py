@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from lnsdeploy.cli import cli
 from lnsdeploy.datapath import Datapath
-from lnsdeploy.errors import BadFileError, BadValueError
+from lnsdeploy.errors import BadFileError, BadValueError, MissingDependencyError
 from lnsdeploy.studies import points as measured
+from lnsdeploy.studies import pricing
 from lnsdeploy.studies import search as searched
 from lnsdeploy.studies.compare import compare
 from lnsdeploy.studies.points import Outcome, round_weights, rounded_model, wilson
@@ -228,6 +229,87 @@ def test_known_answers(home: Path) -> None:
     assert base["float32"]["size_bytes"] == 4 * base["int8"]["size_bytes"] == 8 * base["int4"]["size_bytes"]
     assert base["int4"]["sqnr_db"] < base["int8"]["sqnr_db"]
     assert all(p["state"] == "complete" for p in found)
+
+
+def test_known_answers_of_cost(home: Path, tmp_path: Path) -> None:
+    """An 8-bit multiplier is a small part of int8's; what γ buys in precision, tables pay for."""
+    text = changed(('"4:2", "8:8"', '"8:4", "8:8", "8:16"'), ('"exact", "max"', '"exact"'))
+    study = parse_study(text.replace('table_bits = ["full"]', 'table_bits = ["full"]\nconversion = ["product"]'))
+    out = furnished(home, tmp_path / "out")
+    points = [study.baseline("m", "int8"), *study.grid()]
+    entries = assemble(study, [(i, p, measured.evaluate(study, p, out), None) for i, p in enumerate(points)])["points"]
+    int8, *lns = entries
+    assert sum(int8["breakdown"].values()) == int8["values"]["transistors"]
+    for kind in ("linear", "log"):
+        own = [p for p in lns if p["parameters"]["accumulate"] == kind]
+        assert [p["format"] for p in own] == ["8:4", "8:8", "8:16"]
+        for p in own:
+            assert int8["breakdown"]["multiplier"] > 5 * p["breakdown"]["multiplier"]
+            assert p["values"]["transistors"] < int8["values"]["transistors"]
+        for name in ("table_bits", "sqnr_db"):
+            least, middle, most = (p["values"][name] for p in own)
+            assert least < middle < most, (kind, name)
+        for low, high in itertools.pairwise(own):
+            assert high["breakdown"]["tables"] > 1.3 * low["breakdown"]["tables"], kind
+
+
+def test_integer_multipliers_are_what_yosys_makes_of_them() -> None:
+    from lnsdeploy.cost import synthesis
+
+    if synthesis.find() is None:
+        pytest.skip(synthesis.HOW_TO_GET_ONE)
+    steps = "\n".join(synthesis.GATES)
+    for name, known in pricing.INTEGER_MULTIPLIERS.items():
+        bits = int(name[3:])
+        top = f"input signed [{bits - 1}:0] a, input signed [{bits - 1}:0] w, output signed [{2 * bits - 1}:0] p"
+        text = f"module lns_dut({top}); assign p = a * w; endmodule\n"
+        script = f"read_verilog -sv m.v\n{steps}\ntee -q -o s.txt stat -tech cmos\n"
+        found = synthesis.run_script(script, {"m.v": text}, ["s.txt"])["s.txt"]
+        counted = int(found.split("number of transistors:")[1].split()[0])
+        assert counted == pytest.approx(known, rel=0.05)
+
+
+def test_energy_is_measured_where_it_is_asked_for(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole studies need a synthesiser; here one stands in for it, so that what becomes of its figures is tested."""
+    from types import SimpleNamespace
+
+    from lnsdeploy.cost import synthesis
+
+    text = changed(("size_bytes = ", "energy = "), ('"4:2", "8:8"', '"8:8"'), ('"linear", "log"', '"linear"'))
+    study = parse_study(text)
+    monkeypatch.setattr(synthesis, "find", lambda: None)
+    with pytest.raises(MissingDependencyError, match="Yosys"):
+        run_study(study, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    seen: list[Any] = []
+
+    def switching(artifact: Any, ready: Any) -> Any:
+        seen.append(artifact)
+        return SimpleNamespace(per_product=17.0, baselines={"int8 mac, 24-bit": 40.0, "int4 mac, 24-bit": 9.0})
+
+    monkeypatch.setattr(measured, "_energy", switching)
+    out = furnished(home, tmp_path / "out")
+    (point,) = study.grid()
+    assert measured.evaluate(study, point, out).values["energy"] == 17
+    assert measured.evaluate(study, study.baseline("m", "int8"), out).values["energy"] == 40
+    assert measured.evaluate(study, study.baseline("m", "fp8-e5m2"), out).values["energy"] is None
+    assert [artifact.graph.datapath.activation.bits for artifact in seen] == [8, 8]
+    # a study that did not ask for it measures nothing
+    plain_study = parse_study(TOML)
+    assert measured.evaluate(plain_study, plain_study.baseline("m", "int8"), out).values["energy"] is None
+    assert len(seen) == 2
+
+
+def test_streams_need_not_meet_every_channel() -> None:
+    """Operands are drawn at random: a layer of many channels has some that no stream is of."""
+    from lnsdeploy.cost.energy import lns_inputs, made_up_stream
+    from lnsdeploy.rtl.parameters import pe_parameters
+
+    stream = made_up_stream(build_datapath({"datapath": "gauss-8"}), steps=3, streams=4)
+    plan = dataclasses.replace(stream.plan, weight_offset=np.array([-3, -2, -1]))
+    one, two = (dataclasses.replace(stream, plan=plan, channels=np.full(4, c)) for c in (0, 1))
+    assert np.allclose(two.values()[1], one.values()[1] * 2 ** (1 / 8))
+    assert len(lns_inputs(two, pe_parameters([(plan, 3)]))) == 3
 
 
 def test_a_point_is_what_export_and_emulate_give(home: Path) -> None:

@@ -246,10 +246,15 @@ class Stream:
     a: Words
     w: Words
 
+    @property
+    def outputs(self) -> int:
+        """Output channels of the plan: the streams need not meet the last of them."""
+        return max(int(self.channels.max()) + 1, int(np.asarray(self.plan.weight_offset).size))
+
     def values(self) -> tuple[Floats, Floats]:
         """What the words mean, each [steps, streams]."""
         plan = self.plan
-        offsets = np.broadcast_to(np.asarray(plan.weight_offset, dtype=np.int64), (int(self.channels.max()) + 1,))
+        offsets = np.broadcast_to(np.asarray(plan.weight_offset, dtype=np.int64), (self.outputs,))
         a = decode(self.a, plan.activation, plan.input_offset, dtype=np.float64)
         plain = decode(self.w, plan.weight, 0, dtype=np.float64)
         w = plain * np.exp2(offsets[self.channels] / plan.weight.gamma)
@@ -284,7 +289,7 @@ def _bits(values: Ints, width: int) -> Bits:
 def lns_inputs(stream: Stream, pe: PEParameters) -> Bits:
     """Records of `units.mac(…, tied=False)`."""
     v = pe.values
-    scales = pe.scales(stream.plan, int(stream.channels.max()) + 1)[stream.channels]
+    scales = pe.scales(stream.plan, stream.outputs)[stream.channels]
     a, w = stream.a.astype(np.int64), stream.w.astype(np.int64)
     valid = np.ones((*a.shape, 1), dtype=np.uint8)
     scale = np.broadcast_to(scales, a.shape)
@@ -395,7 +400,7 @@ def energy(
     runs: list[Toggles] = []
     beside: dict[str, list[Toggles]] = {}
     for stream in streams:
-        pe = pe_parameters([(units.scalar_plan(s.plan), int(s.channels.max()) + 1) for s in _alike(streams, stream)])
+        pe = pe_parameters([(units.scalar_plan(s.plan), s.outputs) for s in _alike(streams, stream)])
         runs.append(netlist(units.mac_of(pe)).run(lns_inputs(stream, pe)))
         if with_baselines:
             values = stream.values()

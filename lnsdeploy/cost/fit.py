@@ -1,15 +1,17 @@
 """The points that the analytical model is fitted to, and the fit: ``python -m lnsdeploy.cost.fit`` (docs/cost.md).
 
-``--synthesise`` makes the points anew (half an hour of a quiet core) and writes `points.json`; without it the
-coefficients of `model.json` are fitted to the points that are there, and the errors on those held out are printed.
+``--synthesise`` adds the points that `points.json` lacks (an hour of a quiet core for all of them; stopped by
+whatever, the same command goes on); without it the coefficients of `model.json` are fitted to the points that are
+there, and the errors on those held out are printed.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,7 @@ import numpy.typing as npt
 
 from lnsdeploy.cost import model, synthesis, units
 from lnsdeploy.datapath import Datapath, LinearAccumulator, LogAccumulator, load_datapath, named_datapaths
-from lnsdeploy.delta import (
-    Cordic,
-    Cotransform,
-    Delta,
-    Exact,
-    Interpolated,
-    Max,
-    Mitchell,
-    Polynomial,
-    Shift,
-    Table,
-)
+from lnsdeploy.delta import METHODS, Delta
 from lnsdeploy.errors import LNSError
 from lnsdeploy.files import read_bytes, write_text
 from lnsdeploy.formats import LNSFormat
@@ -42,8 +33,12 @@ HERE = Path(__file__).parent
 POINTS = HERE / "points.json"
 MODEL = HERE / "model.json"
 RUNS = 3
-# Pseudo-random configurations.
-COUNT = 20
+# Pseudo-random configurations, in two draws: the first of all sizes, the second of more but smaller ones.
+COUNT, SEED = 20, 7
+MORE, MORE_SEED = 72, 2026
+# A point's error from which on it counts linearly; how strongly coefficients are held to what they start from.
+TOLERATED = 0.15
+PART_STIFFNESS, KIND_STIFFNESS = 0.15, 0.3
 # Lanes of the baselines' elements that are synthesised; between them the model is linear.
 BASELINE_LANES = (1, 2, 4)
 # Remainder bins, of which the pseudo-random configurations have few: log2 of their number, width, overflow.
@@ -81,6 +76,11 @@ class Point:
     high: float
     depth: float
 
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What tells points apart; a configuration that is changed under its name is another."""
+        return self.datapath.name, self.datapath.fingerprint, self.unit, self.lanes
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Point:
         """Inverse of :meth:`to_dict`."""
@@ -100,69 +100,90 @@ class Point:
         }
 
 
-def _methods(rng: random.Random, gamma: int) -> Delta:
+# Ways to make Δ that are drawn from, and their parameters: tuples are drawn from too, None is a step that fits γ.
+DRAWN: Sequence[tuple[str, Mapping[str, Any]]] = (
+    ("exact", {}),
+    ("exact", {}),
+    ("table", {"entries": (8, 12, 20, 32), "step": None, "sample": ("left", "middle")}),
+    ("table", {"entries": (16, 64), "step": None}),
+    ("interpolated", {"segments": (4, 8), "spacing": ("octave", "equal"), "slope_bits": (5, 8)}),
+    ("cotransform", {"split": (2, 3, 4)}),
+    ("mitchell", {}),
+    ("shift", {}),
+    ("polynomial", {"degree": (1, 2), "segments": 4, "spacing": ("octave", "equal"), "width": (6, 8)}),
+    ("cordic", {"iterations": (6, 8), "width": (8, 12)}),
+    ("max", {}),
+)
+
+
+def _method(rng: random.Random, gamma: int) -> Delta:
     step = max(gamma >> rng.randint(0, 2), 1)
-    choices: list[Callable[[], Delta]] = [
-        Exact,
-        Exact,
-        lambda: Table(rng.choice((8, 12, 20, 32)), step, rng.choice(("left", "middle"))),
-        lambda: Table(rng.choice((16, 64)), step),
-        lambda: Interpolated(rng.choice((4, 8)), rng.choice(("octave", "equal")), rng.choice((5, 8))),
-        lambda: Cotransform(rng.choice((2, 3, 4))),
-        Mitchell,
-        Shift,
-        lambda: Polynomial(rng.choice((1, 2)), 4, rng.choice(("octave", "equal")), rng.choice((6, 8))),
-        lambda: Cordic(rng.choice((6, 8)), rng.choice((8, 12))),
-        Max,
-    ]
-    return rng.choice(choices)()
+    kind, ranges = rng.choice(DRAWN)
+    drawn = {name: rng.choice(values) if isinstance(values, tuple) else values for name, values in ranges.items()}
+    return METHODS[kind](**{name: step if value is None else value for name, value in drawn.items()})
+
+
+def _drawn_datapath(rng: random.Random, name: str, linear: bool, widths: Sequence[int]) -> tuple[Datapath, int] | None:
+    """A pseudo-random datapath and its lanes; None where a method does not fit the γ that was drawn."""
+    bits = rng.choice(widths)
+    # 4 to 16 octaves a word
+    octaves = rng.choice((2, 3, 3, 4))
+    gamma = 1 << min(max(bits - 1 - octaves, 0), 8)
+    word = LNSFormat(bits, gamma)
+    lanes = rng.choice((1, 1, 2, 4))
+    accumulate: LinearAccumulator | LogAccumulator
+    f = gamma.bit_length() - 1
+    if linear:
+        bins = rng.random() < 0.3
+        encoder = rng.choice(("exact", "table", "mitchell"))
+        accumulate = LinearAccumulator(
+            bits=rng.choice((12, 16, 20, 24, 32)),
+            conversion="bin" if bins else "product",
+            table_bits=min(rng.choice((0, 1, 2, 3, f)), 2 if bins else 5, f),
+            constant_bits=rng.choice((3, 4, 6, 8)),
+            overflow=rng.choice(("saturate", "wrap")),
+            shift=rng.choice(("truncate", "round")),
+            encoder=encoder,
+            encoder_bits=rng.choice((3, 4, 6)) if encoder == "table" else None,
+            lanes=lanes,
+        )
+    else:
+        guard = rng.choice((0, 0, 1, 2)) if gamma < 64 else 0
+        accumulate = LogAccumulator(
+            bits=bits - 1 + guard + rng.choice((0, 0, 1)),
+            guard_bits=guard,
+            delta=_method(rng, gamma << guard),
+            lanes=lanes,
+        )
+    try:
+        made = Datapath(name, word, word, word, accumulate, load_datapath("gauss-8").add)
+        made.tables()
+    except LNSError:
+        return None
+    return made, lanes
 
 
 def configurations() -> Iterator[tuple[Datapath, int, bool]]:
-    """Datapath, lanes, and whether it is held out: pseudo-random ones first, then the named ones."""
-    rng = random.Random(7)
-    adder = load_datapath("gauss-8").add
+    """Datapath, lanes, and whether it is held out: pseudo-random ones first, then the named ones.
+
+    Held out are, of the first draw, two in eight; of the second every third; of those with bins every fourth; and all
+    named ones.
+    """
+    rng = random.Random(SEED)
     for index in range(COUNT):
-        bits = rng.choice((4, 5, 6, 8, 8, 10, 12))
-        # 4 to 16 octaves a word
-        octaves = rng.choice((2, 3, 3, 4))
-        gamma = 1 << min(max(bits - 1 - octaves, 0), 8)
-        word = LNSFormat(bits, gamma)
-        lanes = rng.choice((1, 1, 2, 4))
-        accumulate: LinearAccumulator | LogAccumulator
-        f = gamma.bit_length() - 1
-        if index % 2:
-            bins = rng.random() < 0.3
-            encoder = rng.choice(("exact", "table", "mitchell"))
-            accumulate = LinearAccumulator(
-                bits=rng.choice((12, 16, 20, 24, 32)),
-                conversion="bin" if bins else "product",
-                table_bits=min(rng.choice((0, 1, 2, 3, f)), 2 if bins else 5, f),
-                constant_bits=rng.choice((3, 4, 6, 8)),
-                overflow=rng.choice(("saturate", "wrap")),
-                shift=rng.choice(("truncate", "round")),
-                encoder=encoder,
-                encoder_bits=rng.choice((3, 4, 6)) if encoder == "table" else None,
-                lanes=lanes,
-            )
-        else:
-            guard = rng.choice((0, 0, 1, 2)) if gamma < 64 else 0
-            accumulate = LogAccumulator(
-                bits=bits - 1 + guard + rng.choice((0, 0, 1)),
-                guard_bits=guard,
-                delta=_methods(rng, gamma << guard),
-                lanes=lanes,
-            )
-        try:
-            made = Datapath(f"point-{index}", word, word, word, accumulate, adder)
-            made.tables()
-        except LNSError:
-            continue  # a method that does not fit this γ
-        yield made, lanes, index % 8 in (2, 3)
+        drawn = _drawn_datapath(rng, f"point-{index}", bool(index % 2), (4, 5, 6, 8, 8, 10, 12))
+        if drawn is not None:
+            yield *drawn, index % 8 in (2, 3)
+    adder = load_datapath("gauss-8").add
     for index, (table_bits, width, overflow) in enumerate(BINNED):
         word = LNSFormat((6, 8)[index % 2], 8)
         linear = LinearAccumulator(width, "bin", table_bits, (4, 8)[index % 3 == 0], overflow=overflow)
         yield Datapath(f"bins-{index}", word, word, word, linear, adder), 1, index % 4 == 3
+    rng = random.Random(MORE_SEED)
+    for index in range(MORE):
+        drawn = _drawn_datapath(rng, f"more-{index}", bool(index % 2), (4, 5, 6, 7, 8, 8, 9, 10))
+        if drawn is not None:
+            yield *drawn, index // 2 % 3 == 2
     for name in named_datapaths():
         yield load_datapath(name), 1, True
 
@@ -176,28 +197,49 @@ def designs_of(datapath: Datapath, lanes: int) -> dict[str, Design]:
 
 
 def synthesise(path: Path) -> None:
-    """Synthesise every point, and write them after each configuration: what is there is a valid file at all times."""
-    points: list[dict[str, Any]] = []
-    for datapath, lanes, held_out in configurations():
-        for unit, design in designs_of(datapath, lanes).items():
-            try:
-                cost = synthesis.synthesise(design, runs=RUNS)
-            except LNSError as error:
-                click.echo(f"{datapath.name} {unit}: {error}", err=True)
-                continue
-            t = cost.transistors
-            at = lanes if unit == "pe" else 1
-            point = Point(datapath, unit, at, held_out, t.median, t.min, t.max, cost.depth.median)
-            points.append(point.to_dict())
-            click.echo(f"{datapath.name:<24} {unit:<24} {t.median:>8.0f} {cost.depth.median:>4.0f}")
-        _write(path, points, {})
-    beside: dict[str, Any] = {}
+    """Synthesise every point that the file lacks, and write it after each: it is valid at all times.
+
+    Points of another version of the tool are made anew.
+    """
+    kept, others = load_points(path) if path.is_file() else ([], {})
+    same = others.get("tool") == synthesis.best().version
+    made = {point.key: point for point in kept} if same else {}
+    beside: dict[str, Any] = dict(others.get("baselines", {})) if same else {}
+
+    def write() -> None:
+        _write(path, [point.to_dict() for point in made.values()], beside)
+
     for lanes in BASELINE_LANES:
         for name, design in units.baselines(lanes).items():
+            if name not in beside:
+                cost = synthesis.synthesise(design, runs=RUNS)
+                t = cost.transistors
+                beside[name] = {"transistors": [t.median, t.min, t.max], "depth": cost.depth.median}
+                write()
+    missing: list[tuple[float, Point, Design]] = []
+    for datapath, lanes, held_out in configurations():
+        try:
+            sizes = model.estimate(datapath, lanes).units
+            designs = designs_of(datapath, lanes)
+        except LNSError as error:
+            click.echo(f"{datapath.name}: {error}", err=True)
+            continue
+        for unit, design in designs.items():
+            at = lanes if unit == "pe" else 1
+            point = Point(datapath, unit, at, held_out, 0, 0, 0, 0)
+            if point.key not in made:
+                missing.append((sizes[f"pe-{lanes}" if unit == "pe" else unit].transistors, point, design))
+    # small ones first: whenever it is stopped, there are as many as could be
+    for _, point, design in sorted(missing, key=lambda entry: entry[0]):
+        try:
             cost = synthesis.synthesise(design, runs=RUNS)
-            t = cost.transistors
-            beside[name] = {"transistors": [t.median, t.min, t.max], "depth": cost.depth.median}
-    _write(path, points, beside)
+        except LNSError as error:
+            click.echo(f"{point.datapath.name} {point.unit}: {error}", err=True)
+            continue
+        t, depth = cost.transistors, cost.depth.median
+        made[point.key] = replace(point, transistors=t.median, low=t.min, high=t.max, depth=depth)
+        write()
+        click.echo(f"{point.datapath.name:<24} {point.unit:<24} {t.median:>8.0f} {depth:>4.0f}")
 
 
 def _write(path: Path, points: list[dict[str, Any]], beside: dict[str, Any]) -> None:
@@ -213,48 +255,77 @@ def load_points(path: Path = POINTS) -> tuple[list[Point], dict[str, Any]]:
     return [Point.from_dict(point) for point in data.pop("points")], data
 
 
-def _solve(rows: Floats, target: Floats, prior: Floats, weight: float) -> Floats:
-    """Non-negative coefficients of the least squared relative error, drawn towards `prior` where points say little."""
-    scaled = rows * prior / target[:, None]
-    # each coefficient as a multiple of its prior
-    gram = scaled.T @ scaled + weight * np.eye(len(prior))
-    right = scaled.sum(axis=0) + weight
-    found = np.ones(len(prior))
-    for _ in range(20000):
-        before = found.copy()
-        for i in range(len(found)):
-            found[i] = max((right[i] - gram[i] @ found + gram[i, i] * found[i]) / gram[i, i], 0.0)
-        if np.abs(found - before).max() < 1e-9:
+def _drawn(points: list[Point]) -> list[model.Sketch]:
+    return [_units(point.datapath, point.lanes)[point.unit] for point in points]
+
+
+@lru_cache(maxsize=512)
+def _units(datapath: Datapath, lanes: int) -> dict[str, model.Sketch]:
+    return model.sketches(datapath, lanes)[0]
+
+
+def _solve(terms: Floats, fixed: Floats, target: Floats, prior: Floats, stiffness: Floats) -> Floats:
+    """Coefficients c of the least squares of log((Σ terms · Πc + fixed) / target), and of log(c / prior) by stiffness.
+
+    Errors of more than TOLERATED count linearly, lest a single odd point turns all others.
+
+    Args:
+        terms: [points, first, second]: what a pair of coefficients, one of each group, multiplies.
+        fixed, target: [points].
+        prior, stiffness: [first + second].
+    """
+    first = terms.shape[1]
+    now = np.log(prior)
+    for _ in range(200):
+        each = terms * np.exp(now[:first])[None, :, None] * np.exp(now[first:])[None, None, :]
+        total = each.sum(axis=(1, 2)) + fixed
+        slope = np.concatenate([each.sum(axis=2), each.sum(axis=1)], axis=1) / total[:, None]
+        error = np.log(total / target)
+        weight = np.minimum(1.0, TOLERATED / np.maximum(np.abs(error), 1e-9))
+        gram = (slope * weight[:, None]).T @ slope + np.diag(stiffness**2)
+        right = (slope * weight[:, None]).T @ error + stiffness**2 * (now - np.log(prior))
+        step = np.linalg.solve(gram, right)
+        now = now - np.clip(step, -0.5, 0.5)
+        if np.abs(step).max() < 1e-10:
             break
-    solved: Floats = found * prior
+    solved: Floats = np.exp(now)
     return solved
-
-
-def _drawn(points: list[Point]) -> list[Any]:
-    made: dict[tuple[str, int], Any] = {}
-    found = []
-    for point in points:
-        key = (point.datapath.name, point.lanes)
-        if key not in made:
-            made[key] = model.sketches(point.datapath, point.lanes)[0]
-        found.append(made[key][point.unit])
-    return found
 
 
 def fit(points: list[Point]) -> dict[str, Any]:
     """Coefficients fitted to the points that are not held out, without the errors and the baselines."""
     used = [point for point in points if not point.held_out]
     sketches = _drawn(used)
-    found: dict[str, Any] = {}
-    for name, known, counts, target in (
-        ("transistors", model.PRIMITIVES, [s.total() for s in sketches], [p.transistors for p in used]),
-        ("depth", model.STEPS, [s.path for s in sketches], [max(p.depth, 1.0) for p in used]),
-    ):
-        rows = np.array([[float(row[key]) for key in known] for row in counts])
-        prior = np.array(list(known.values()), dtype=float)
-        solved = _solve(rows, np.array(target, dtype=float), prior, 0.02)
-        found[name] = {key: round(float(value), 3) for key, value in zip(known, solved, strict=True)}
-    return found
+    kinds, parts = list(model.KINDS), list(model.PARTS)
+    terms = np.zeros((len(used), len(parts), len(kinds)))
+    for row, sketch in zip(terms, sketches, strict=True):
+        for (part, kind), count in sketch.gates.items():
+            row[parts.index(part), kinds.index(kind)] = count
+    registers = np.array([float(synthesis.FLIP_FLOP * sum(s.registers.values())) for s in sketches])
+    solved = _solve(
+        terms,
+        registers,
+        np.array([p.transistors for p in used]),
+        np.array([1.0] * len(parts) + list(model.KINDS.values())),
+        np.array([PART_STIFFNESS] * len(parts) + [KIND_STIFFNESS] * len(kinds)),
+    )
+    found: dict[str, Any] = {
+        "parts": dict(zip(parts, solved[: len(parts)], strict=True)),
+        "kinds": dict(zip(kinds, solved[len(parts) :], strict=True)),
+        "levels": dict.fromkeys(parts, model.GATES_A_LEVEL),
+    }
+    target = np.array([max(p.depth, 1.0) for p in used])
+    # which of an element's paths is the longest depends on the coefficients
+    for _ in range(4):
+        longest = [
+            max(s.paths, key=lambda path: sum(found["levels"][k] * n for k, n in path.items())) for s in sketches
+        ]
+        rows = np.array([[[float(path.get(part, 0))] for part in parts] for path in longest])
+        stiffness = np.array([PART_STIFFNESS] * len(parts) + [1e6])
+        prior = np.array([model.GATES_A_LEVEL] * len(parts) + [1.0])
+        levels = _solve(rows, np.zeros(len(used)), target, prior, stiffness)
+        found["levels"] = dict(zip(parts, levels[:-1], strict=True))
+    return {name: {key: round(float(value), 4) for key, value in row.items()} for name, row in found.items()}
 
 
 @dataclass(frozen=True)
@@ -270,7 +341,7 @@ def errors(points: list[Point], coefficients: Mapping[str, Any]) -> list[Error]:
     """Relative errors on every point."""
     found = []
     for point, sketch in zip(points, _drawn(points), strict=True):
-        made = model._unit(sketch, coefficients)
+        made = model.price(sketch, coefficients)
         found.append(Error(point, made.transistors / point.transistors - 1, made.depth / max(point.depth, 1.0) - 1))
     return found
 
@@ -325,7 +396,7 @@ def make_model(points: list[Point], others: Mapping[str, Any]) -> dict[str, Any]
 
 
 @click.command()
-@click.option("--synthesise", "again", is_flag=True, help="Make the points anew first.")
+@click.option("--synthesise", "again", is_flag=True, help="Add the points that are missing first.")
 @click.option("--check", is_flag=True, help="Write nothing; only print the errors of a fit.")
 def main(again: bool, check: bool) -> None:
     """Fit the analytical model to the synthesised points, and print its errors on those held out."""

@@ -1,13 +1,9 @@
 """An estimate of a datapath's hardware in milliseconds, without any tool: for sweeps of thousands (docs/cost.md).
 
-Every unit of the library is counted in primitives: bits of adders, of shifters' multiplexers, of registers, cells of
-multipliers, nodes of its tables. What each costs is fitted to synthesised points (:mod:`lnsdeploy.cost.fit`), all units
-together; the errors on points that were held out are in `model.json` and in docs/cost.md. What is counted follows the
-SystemVerilog text, so the comments name modules.
-
-A table is counted by its decision diagram: the multiplexers that select its entry, address bit after address bit, equal
-halves and complements shared. That is what a synthesiser starts from, and it sees what makes Δ cheap: that it is
-constant over long stretches, and monotone.
+Every unit is built as a graph of gates (:mod:`lnsdeploy.cost.gates`), constants folded and equal gates shared, and the
+gates are counted by kind and by part of the unit. What a gate of each kind costs, and by what each part comes out
+larger or smaller than that, is fitted to synthesised points (:mod:`lnsdeploy.cost.fit`); the errors on points that
+were held out are in `model.json` and in docs/cost.md. A flip-flop is no estimate: it has the transistors it has.
 """
 
 from __future__ import annotations
@@ -23,51 +19,32 @@ from typing import Any
 
 import numpy as np
 
-from lnsdeploy.cost import units
+from lnsdeploy.cost import gates, synthesis, units
+from lnsdeploy.cost.graph import Bits, Graph, constant
 from lnsdeploy.datapath import Datapath
 from lnsdeploy.errors import BadFileError, BadValueError
 from lnsdeploy.files import read_bytes
 from lnsdeploy.rtl.parameters import PEParameters
-from lnsdeploy.rtl.roms import ROM_CONSTANTS, ROM_ENCODER, Adder, Rom
+from lnsdeploy.rtl.roms import ROM_CONSTANTS
 from lnsdeploy.rtl.vectors import example_plan
 
 MODEL = Path(__file__).parent / "model.json"
 PARTS = ("multiplier", "alignment", "adder", "tables", "accumulator", "converter")
 
-# Primitives, and what a cell of each would cost by the book (transistors); the fit starts from these and leaves them
-# as far as the points ask for it.
-PRIMITIVES: Mapping[str, float] = {
-    "add": 44,  # a bit of an adder or subtractor
-    "addsub": 50,  # a bit of one that does either
-    "increment": 20,  # a bit of an adder whose other operand is constant, of a negation
-    "compare": 16,  # a bit of a comparison
-    "limit": 16,  # a bit that is limited to a range
-    "mux": 10,  # a bit of a choice
-    "shift": 10,  # a bit of a stage of a shifter
-    "gate": 6,  # a bit of an and, or, or a test for zero
-    "cell": 36,  # a partial product's bit and its adder
-    "constant": 24,  # the same where one factor is constant, a bit of it that is one
-    "choose": 9,  # a node of a table's diagram whose halves both vary
-    "join": 5,  # a node of which one half is constant
-    "register": 38,  # a bit with enable and reset
-    "hold": 30,  # a bit with enable
-    "unit": 10,  # once a unit
+# Gates, and what one of each costs in transistors by the book: a nand with its share of inverters, an xor, a
+# multiplexer; those of tables apart, of whose diagrams a synthesiser finds better ones. The fit starts from these.
+KINDS: Mapping[str, float] = {
+    "and": 4,
+    "xor": 12,
+    "mux": 10,
+    "table-and": 4,
+    "table-xor": 10,
+    "table-mux": 10,
 }
-# Along the longest path, in gates.
-STEPS: Mapping[str, float] = {
-    "carry": 3.0,  # log2 of an adder's bits
-    "level": 2.0,  # a stage of a shifter, a level of multiplexers or of a test
-    "look-up": 1.5,  # an address bit of a table
-    "rows": 3.0,  # log2 of a multiplier's partial products
-    "clamp": 3.0,  # a limit
-    "path": 1.0,  # once a unit
-}
-
-# A diagram of n nodes counts as TABLE_SCALE · n^TABLE_POWER of them (46 as 46). Chosen by cross-validation on the
-# fitted points; a power of 1 is worse.
-TABLE_POWER, TABLE_SCALE = 0.75, 2.6
-
-Counts = Counter[str]
+# Gates on the longest path, a level of the graph.
+GATES_A_LEVEL = 0.65
+# Lanes past which an element's sums grow as between the two.
+LANES = (16, 32)
 
 
 @dataclass(frozen=True)
@@ -132,343 +109,211 @@ class Estimate:
 # Counting
 
 
-class _Sketch:
-    """A unit's primitives by part, and the steps of its longest path."""
+@dataclass(frozen=True)
+class Sketch:
+    """A unit as it is counted.
 
-    def __init__(self) -> None:
-        self.parts: dict[str, Counts] = {part: Counter() for part in PARTS}
-        self.path: Counts = Counter()
+    Args:
+        gates: by part and kind, of :data:`KINDS`.
+        registers: bits of flip-flops, by part.
+        paths: levels of what may be its longest path, by part.
+    """
 
-    def add(self, part: str, *, times: float = 1, **counts: float) -> None:
-        """Count primitives."""
-        for name, count in counts.items():
-            self.parts[part][name] += times * max(count, 0)  # type: ignore[assignment]
+    gates: Counter[tuple[str, str]]
+    registers: Counter[str]
+    paths: list[Counter[str]]
 
-    def step(self, **steps: float) -> None:
-        """Lengthen the path."""
-        for name, count in steps.items():
-            self.path[name.replace("_", "-")] += max(count, 0)  # type: ignore[assignment]
 
-    def table(self, part: str, choose: int, join: int, address: int, times: float = 1, on_path: bool = True) -> None:
-        """A table's diagram. The larger it is, the more a synthesiser finds beyond it: see TABLE_POWER."""
-        nodes = choose + join
-        kept = TABLE_SCALE * nodes ** (TABLE_POWER - 1) if nodes else 0.0
-        self.add(part, times=times, choose=kept * choose, join=kept * join)
-        if on_path:
-            self.step(look_up=address)
+def _ports(g: Graph, v: Mapping[str, int]) -> tuple[Bits, Bits]:
+    return g.word(v["A_BITS"]), g.word(v["W_BITS"])
 
-    def total(self) -> Counts:
-        """Primitives of the unit."""
-        found: Counts = Counter({"unit": 1})
-        for counts in self.parts.values():
-            found.update(counts)
-        return found
+
+def _held(g: Graph, after: Sequence[int], before: Sequence[int], on: int) -> Bits:
+    """What a register with an enable takes."""
+    return g.choose(on, after, before)
+
+
+def _linear_lane(g: Graph, pe: PEParameters, align: int) -> tuple[Bits, int, Bits]:
+    """lns_mul and lns_term: magnitude, sign, bin."""
+    v = pe.values
+    with g.part("multiplier"):
+        sign, zero, code = gates.multiplier(g, v, *_ports(g, v))
+    with g.part("alignment"):
+        magnitude, index = gates.term(g, v, pe.roms, code, zero, align)
+    return magnitude, sign, index
+
+
+def _log_lane(g: Graph, pe: PEParameters, scale: int) -> tuple[int, Bits]:
+    """lns_mul and lns_enter: sign, code."""
+    v = pe.values
+    with g.part("multiplier"):
+        sign, zero, code = gates.multiplier(g, v, *_ports(g, v))
+    with g.part("alignment"):
+        entered = gates.enter(g, v, code, zero, constant(scale, v["SCALE_BITS"]))
+        return g.and_(sign, g.any_(entered)), entered
+
+
+def _bins(g: Graph, pe: PEParameters, lanes: Sequence[tuple[Bits, int, Bits]], before: Sequence[Bits]) -> list[Bits]:
+    """lns_lin_step: the bins' accumulators after a step."""
+    terms = [(magnitude, sign) for magnitude, sign, _ in lanes]
+    with g.part("accumulator"):
+        if len(before) == 1:
+            return [gates.step_bin(g, pe.values, terms, [1] * len(lanes), before[0])]
+        return [
+            gates.step_bin(g, pe.values, terms, [gates.equals(g, at, number) for _, _, at in lanes], word)
+            for number, word in enumerate(before)
+        ]
+
+
+def _add(g: Graph, pe: PEParameters, plus: Sequence[int], x: tuple[int, Bits], y: tuple[int, Bits]) -> Bits:
+    """lns_add: code and sign."""
+    with g.part("adder"):
+        sign, code = gates.adder(g, pe.adders[0], x, y, plus)
+        return [*code, sign]
+
+
+def _log_tree(g: Graph, pe: PEParameters, plus: Sequence[int], words: Sequence[tuple[int, Bits]]) -> Bits:
+    """lns_log_tree: code and sign."""
+    if len(words) == 1:
+        return [*words[0][1], words[0][0]]
+    left = 1 << ((len(words) - 1).bit_length() - 1)
+    (*x, x_sign), (*y, y_sign) = (_log_tree(g, pe, plus, part) for part in (words[:left], words[left:]))
+    return _add(g, pe, plus, (x_sign, x), (y_sign, y))
+
+
+def _sketch(g: Graph, outputs: Sequence[int], registers: Counter[str] | None = None) -> Sketch:
+    return Sketch(g.count(outputs), registers or Counter(), [g.path(outputs)])
+
+
+def _multiplier(pe: PEParameters) -> Sketch:
+    g = Graph(merge=True)
+    with g.part("multiplier"):
+        sign, zero, code = gates.multiplier(g, pe.values, *_ports(g, pe.values))
+    return _sketch(g, [sign, zero, *code])
+
+
+def _adder(pe: PEParameters, plus: Sequence[int]) -> Sketch:
+    g, bits = Graph(merge=True), pe.values["ACC_BITS"]
+    return _sketch(g, _add(g, pe, plus, *((g.word(1)[0], g.word(bits)) for _ in range(2))))
+
+
+def _finish(pe: PEParameters) -> Sketch:
+    """lns_lin_finish or lns_log_finish."""
+    g, v = Graph(merge=True), pe.values
+    with g.part("converter"):
+        offset = g.word(v["OFFSET_BITS"])
+        if v["LOG"]:
+            return _sketch(g, gates.log_finish(g, v, g.word(1)[0], g.word(v["ACC_BITS"]), offset))
+        bins = [g.word(v["ACC_BITS"]) for _ in range(pe.datapath.linear.bins)]
+        return _sketch(g, gates.linear_finish(g, v, pe.roms, bins, offset))
+
+
+def _mac(pe: PEParameters, scale: int, plus: Sequence[int]) -> Sketch:
+    """lns_mac, its alignment tied."""
+    g, v = Graph(merge=True), pe.values
+    valid, reset = g.word(1)[0], g.word(1)[0]
+    if v["LOG"]:
+        before = g.word(v["ACC_BITS"] + 1)
+        after = _add(g, pe, plus, (before[-1], before[:-1]), _log_lane(g, pe, scale))
+    else:
+        words = [g.word(v["ACC_BITS"]) for _ in range(pe.datapath.linear.bins)]
+        before = [bit for word in words for bit in word]
+        after = [bit for word in _bins(g, pe, [_linear_lane(g, pe, scale)], words) for bit in word]
+    with g.part("accumulator"):
+        after = g.masked(_held(g, after, before, valid), reset)
+    return _sketch(g, after, Counter(accumulator=len(after)))
+
+
+def _element(pe: PEParameters, scale: int, plus: Sequence[int]) -> Sketch:
+    """lns_pe, its alignment tied: products, a register, their sum, a register, the output."""
+    v, lanes = pe.values, pe.values["LANES"]
+    total: Counter[tuple[str, str]] = Counter()
+    paths: list[Counter[str]] = []
+
+    def count(sketch: Sketch, times: int = 1, on_path: int = 1) -> None:
+        for key, number in sketch.gates.items():
+            total[key] += times * number
+        paths.extend(Counter({part: on_path * levels for part, levels in path.items()}) for path in sketch.paths)
+
+    lane = Graph(merge=True)
+    if v["LOG"]:
+        sign, code = _log_lane(lane, pe, scale)
+        term = [*code, sign]
+    else:
+        magnitude, sign, index = _linear_lane(lane, pe, scale)
+        # without bins there is one, and nothing says which
+        term = [*magnitude, sign, *(index if v["CONVERSION"] else [])]
+    count(_sketch(lane, term), lanes)
+    step, finish = Graph(merge=True), _finish(pe)
+    if v["LOG"]:
+        last = _adder(pe, plus)
+        if all(bit > 1 for bit in code):
+            # lns_log_tree and the accumulator: as many adders as lanes, all alike
+            count(last, lanes, 1 + (lanes - 1).bit_length())
+        else:
+            # bits of terms that are always zero make the tree's adders smaller
+            entered = [(step.word(1)[0], [bit and step.word(1)[0] for bit in code]) for _ in range(lanes)]
+            tree = _sketch(step, _log_tree(step, pe, plus, entered))
+            count(Sketch(tree.gates + last.gates, Counter(), [tree.paths[0] + last.paths[0]]))
+        state = v["ACC_BITS"] + 1
+    else:
+        words = [step.word(v["ACC_BITS"]) for _ in range(pe.datapath.linear.bins)]
+        terms = [
+            (step.word(len(magnitude)), step.word(1)[0], step.word(len(index)) if v["CONVERSION"] else [])
+            for _ in range(lanes)
+        ]
+        count(_sketch(step, [bit for word in _bins(step, pe, terms, words) for bit in word]))
+        state = sum(map(len, words))
+    count(finish)
+    # what is taken before a step, and by every register with an enable
+    held = Counter(
+        alignment=lanes * len({bit >> 1 for bit in term if bit > 1}),
+        accumulator=2 + state + (v["ACC_BITS"] + (1 if v["LOG"] else 0)) + 2 * v["OFFSET_BITS"],
+        converter=v["OUT_BITS"],
+    )
+    gated: Counter[tuple[str, str]] = Counter({(part, "mux"): bits for part, bits in held.items()})
+    starts = v["ACC_BITS"] + 1 if v["LOG"] else v["ACC_BITS"]
+    gated["accumulator", "mux"] += starts + 3
+    gated["accumulator", "and"] += state - starts + 6
+    total.update(gated)
+    held["accumulator"] += 3  # valid, done, out_valid
+    return Sketch(total, held, paths)
+
+
+def sketches(datapath: Datapath, lanes: int = 1) -> tuple[dict[str, Sketch], PEParameters]:
+    """Every unit by its name, ``pe`` without its lanes, and the element's parameters."""
+    scalar = units.parameters(units.with_lanes(datapath, 1))
+    pe = units.parameters(units.with_lanes(datapath, lanes)) if lanes > 1 else scalar
+    scale = int(pe.scales(example_plan(datapath), 1)[0])
+    plus: Sequence[int] = () if datapath.is_linear else datapath.tables()["delta_plus"].tolist()
+    found = {"multiplier": _multiplier(scalar)}
+    if datapath.is_linear:
+        found["linear-to-log converter"] = _finish(scalar)
+    else:
+        found["adder"] = _adder(scalar, plus)
+    found["mac"] = _mac(scalar, scale, plus)
+    if 1 < lanes <= LANES[1]:
+        found["pe"] = _element(pe, scale, plus)
+    elif lanes > 1:
+        few, more = (_element(units.parameters(units.with_lanes(datapath, n)), scale, plus) for n in LANES)
+        found["pe"] = _longer(few, more, lanes)
+    return found, pe
+
+
+def _longer(few: Sketch, more: Sketch, lanes: int) -> Sketch:
+    """An element of more lanes than two others: gates on a line through theirs, levels on one by logarithm."""
+    ratio = (lanes - LANES[0]) / (LANES[1] - LANES[0])
+    steps = _lg(lanes / LANES[0]) / _lg(LANES[1] / LANES[0])
+
+    def line(a: Counter[Any], b: Counter[Any], at: float) -> Counter[Any]:
+        return Counter({key: round(max(a[key] + (b[key] - a[key]) * at, 0)) for key in a | b})
+
+    paths = [line(a, b, steps) for a, b in zip(few.paths, more.paths, strict=True)]
+    return Sketch(line(few.gates, more.gates, ratio), line(few.registers, more.registers, ratio), paths)
 
 
 def _lg(value: float) -> float:
     return math.log2(max(value, 1))
-
-
-@lru_cache(maxsize=512)
-def diagram(entries: tuple[int, ...], address_bits: int, data_bits: int) -> tuple[int, int]:
-    """Nodes of a table's shared decision diagram with complemented edges, of the better of two orders of its address.
-
-    Returns: nodes that choose between two halves that both vary, and nodes of which one is constant.
-    """
-    size = 1 << address_bits
-    values = np.zeros(size, dtype=object if data_bits > 62 else np.int64)
-    values[: min(len(entries), size)] = entries[:size]
-    reverse = np.zeros(size, dtype=np.int64)
-    for bit in range(address_bits):
-        reverse |= ((np.arange(size) >> bit) & 1) << (address_bits - 1 - bit)
-    columns = np.stack([((values >> bit) & 1).astype(np.int64) for bit in range(data_bits)])
-    columns = np.unique(columns, axis=0)
-    found = [_nodes(columns), _nodes(columns[:, reverse])]
-    return min(found, key=lambda pair: PRIMITIVES["choose"] * pair[0] + PRIMITIVES["join"] * pair[1])
-
-
-def _nodes(columns: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[int, int]:
-    edges, fresh, choose, join = columns, 1, 0, 0
-    # an edge is 2 · node + complement; node 0 is constant
-    while edges.shape[1] > 1:
-        low, high = edges[:, 0::2], edges[:, 1::2]
-        flip = high & 1
-        keys = ((low ^ flip) << 32) | (high ^ flip)
-        distinct, where = np.unique(keys[low != high], return_inverse=True)
-        a, b = distinct >> 32, distinct & 0xFFFFFFFF
-        constant = (a < 2) | (b < 2)
-        # a node that passes its own variable on costs nothing
-        wire = (a < 2) & (b < 2)
-        join += int((constant & ~wire).sum())
-        choose += int((~constant).sum())
-        edges = low.copy()
-        edges[low != high] = 2 * (fresh + where) + flip[low != high]
-        fresh += len(distinct)
-    return choose, join
-
-
-def _joined(roms: Sequence[Rom]) -> tuple[int, int, int]:
-    """Two tables of one address as one, with a further address bit in front."""
-    bits = max(rom.address_bits for rom in roms)
-    entries: list[int] = []
-    for rom in roms:
-        entries += [*rom.entries, *([0] * ((1 << bits) - len(rom.entries)))]
-    address = bits + (len(roms) - 1).bit_length()
-    return *diagram(tuple(entries), address, max(rom.data_bits for rom in roms)), address
-
-
-def _multiplier(s: _Sketch, v: Mapping[str, int], lanes: int = 1) -> None:
-    """lns_mul."""
-    a, w = v["A_BITS"] - v["A_SIGNED"], v["W_BITS"] - v["W_SIGNED"]
-    s.add("multiplier", times=lanes, add=min(a, w), increment=abs(a - w), gate=a + w + 2)
-    s.step(carry=_lg(v["P_BITS"]), level=1)
-
-
-def _normalize(s: _Sketch, part: str, bits: int, needed: int, times: float = 1) -> None:
-    """lns_normalize, of which only the top `needed` bits are used."""
-    steps = max((bits - 1).bit_length(), 1)
-    for i in range(steps):
-        shift = 1 << (steps - 1 - i)
-        s.add(part, times=times, shift=min(bits, needed + shift - 1), gate=shift)
-        s.step(level=1 + _lg(shift) / 2)
-
-
-def _delta(s: _Sketch, made: Adder, bits: int, times: int, tables: Mapping[str, Any]) -> None:
-    """lns_delta_*."""
-    p = {name: int(value) for name, value in made.parameters.items() if isinstance(value, int)}
-    value = made.value_bits
-    if made.module == "none":
-        return
-    if made.module == "rom":
-        choose, join, address = _joined(made.roms)
-        s.table("tables", choose, join, address, times)
-        s.add("tables", times=times, gate=max(bits - p["STEP_LOG2"] - p["INDEX_BITS"], 0) + value)
-        return
-    if made.module in ("mitchell", "shift"):
-        gamma = p["GAMMA"]
-        f = max((gamma - 1).bit_length(), 1)
-        if made.module == "shift" or gamma & (gamma - 1):
-            # a function of d alone, of its quotient where that is wires
-            wires = 0 if gamma & (gamma - 1) else gamma.bit_length() - 1
-            entries = tuple(int(x) for x in tables["delta_plus"][:: 1 << wires])
-            address = max((len(entries) - 1).bit_length(), 1)
-            choose, join = diagram(entries, address, value)
-            s.table("tables", choose, join, address, times)
-            s.add("tables", times=times, gate=max(bits - wires - address, 0))
-        else:
-            stages = max(min(bits - f, (f + 1).bit_length()), 0)
-            s.add("tables", times=times, increment=f, shift=stages * value, gate=max(bits - f - stages, 0))
-            s.step(carry=_lg(f), level=stages)
-        return
-    past = 2 * bits
-    if made.module == "cotransform":
-        wide = max(bits, p["SPLIT"], value)
-        for index, rom in enumerate(made.roms):
-            choose, join = diagram(rom.entries, rom.address_bits, rom.data_bits)
-            s.table("tables", choose, join, rom.address_bits, times, on_path=index != 2)
-        s.add("tables", times=times, add=wide + value, addsub=wide, compare=value + past / 2, mux=wide + 3 * value)
-        s.step(carry=3 * _lg(wide), level=5)
-        return
-    if made.module == "cordic":
-        width, rounds = p["WIDTH"], p["ITERATIONS"]
-        wide, wires = width + 8, max((p["GAMMA"] - 1).bit_length(), 1)
-        scale = int(str(made.parameters["SCALE"]).split("d")[1])
-        ln2 = int(str(made.parameters["LN2"]).split("d")[1])
-        s.add("tables", times=times * 2 * rounds, addsub=2.5 * wide)
-        s.add("tables", times=times, constant=wires * ln2.bit_count() + (width + 4) * scale.bit_count())
-        s.add("tables", times=times, constant=5 * ln2.bit_count(), add=2 * wide, addsub=wide, shift=4 * wide)
-        _normalize(s, "tables", width + 2, width + 2, times)
-        s.add("tables", times=times, compare=past)
-        s.step(carry=2 * rounds * _lg(wide) + 3 * _lg(2 * wide), level=6, rows=_lg(width) * 2)
-        return
-    # interpolated and polynomial: which segment, its entry, and arithmetic inside it
-    choose, join, address = _joined(made.roms)
-    s.table("tables", choose, join, address, times)
-    s.add("tables", times=times, compare=past)
-    if p["OCTAVE"]:
-        stages = max((bits - p["SEGMENTS_LOG2"]).bit_length(), 1)
-        _normalize(s, "tables", bits, 1, times)
-        s.add("tables", times=times, shift=2 * stages * bits, add=p["INDEX_BITS"] + stages, gate=2 * bits)
-        s.step(level=stages, carry=_lg(p["INDEX_BITS"]))
-        inside = max(bits - 1 - p["SEGMENTS_LOG2"], 1)
-    else:
-        inside = max(p["PLUS_WIDTH_LOG2"], p["MINUS_WIDTH_LOG2"])
-        stages = 0
-        s.add("tables", times=times, mux=inside + p["INDEX_BITS"])
-    if made.module == "interpolated":
-        s.add("tables", times=times, cell=p["SLOPE_BITS"] * inside, add=value, compare=value, gate=value)
-        s.step(rows=_lg(min(p["SLOPE_BITS"], inside)), carry=2 * _lg(p["SLOPE_BITS"] + inside), level=2)
-        return
-    horner = p["HORNER_BITS"]
-    rounds = p["DEGREE"]
-    s.add("tables", times=times * rounds, cell=horner * inside, add=horner)
-    s.add("tables", times=times * rounds, shift=stages * horner)
-    s.add("tables", times=times, increment=horner, gate=value)
-    s.step(rows=rounds * _lg(inside), carry=rounds * (_lg(horner + inside) + _lg(horner)), level=rounds * stages)
-
-
-def _adder(s: _Sketch, made: Adder, bits: int, times: int, tables: Mapping[str, Any], levels: int = 1) -> None:
-    """lns_add, `times` of them, `levels` of them one after another."""
-    wide = max(bits, made.value_bits)
-    s.add("adder", times=times, compare=bits, mux=2 * bits, add=bits, gate=2 * bits + 4, limit=bits)
-    change = "addsub" if made.module != "none" else "gate"
-    s.add("adder", times=times, **{change: wide})
-    inner = _Sketch()
-    inner.step(carry=3 * _lg(bits), level=3, clamp=1)
-    _delta(inner, made, bits, times, tables)
-    for part, counts in inner.parts.items():
-        s.parts[part].update(counts)
-    for name, count in inner.path.items():
-        s.path[name] += levels * count
-
-
-def _enter(s: _Sketch, v: Mapping[str, int], lanes: int, tied: bool = True) -> None:
-    """lns_enter."""
-    kind = {"increment": v["P_BITS"] + 2} if tied else {"add": max(v["P_BITS"], v["SCALE_BITS"])}
-    s.add("alignment", times=lanes, limit=v["ACC_BITS"], gate=v["P_BITS"], **kind)
-    s.step(carry=_lg(v["P_BITS"]), clamp=1)
-
-
-def _term(s: _Sketch, v: Mapping[str, int], roms: Sequence[Rom], align: int, lanes: int = 1) -> None:
-    """lns_term with its alignment tied."""
-    low = v["F"] - v["TABLE_BITS"]
-    mantissa = v["F"] + 1 if low > 0 else 1
-    if not v["CONVERSION"]:
-        rom = next(rom for rom in roms if rom.id == ROM_CONSTANTS)
-        choose, join = diagram(rom.entries, rom.address_bits, rom.data_bits)
-        s.table("tables", choose, join, v["TABLE_BITS"], lanes)
-        if low > 0:
-            # the leading one is known; of the others only the low bits vary
-            cells = (v["CONST_BITS"] + 1) * low
-            kind = {"cell": cells} if v["TABLE_BITS"] else {"cell": cells / 2}
-            s.add("alignment", times=lanes, **kind)
-            s.step(rows=_lg(low), carry=_lg(v["CONST_BITS"] + low))
-        mantissa += v["CONST_BITS"]
-    stages = max(v["P_BITS"] - v["F"], 1)
-    term = v["TERM_BITS"]
-    # the shifter's stages, from the smallest shift: what lies below the accumulator's last bit falls away
-    for stage in range(stages):
-        width = min(mantissa + (2 << stage) - 1, term + max(align, 0))
-        later = (1 << stages) - (2 << stage)
-        s.add("alignment", times=lanes, shift=max(min(width, width - max(align - later, 0)), 0))
-    if v["SHIFT"] and align > 0:
-        s.add("alignment", times=lanes, increment=term)
-        s.step(carry=_lg(term))
-    s.add("alignment", times=lanes, gate=term)
-    s.step(level=stages + 1)
-
-
-def _step(s: _Sketch, v: Mapping[str, int], bins: int, lanes: int) -> None:
-    """lns_lin_step: the accumulator's registers are counted by who holds them."""
-    term, acc, psum = v["TERM_BITS"], v["ACC_BITS"], v["PSUM_BITS"]
-    sums = term + 1 + max((lanes - 1).bit_length(), 0)
-    s.add("accumulator", times=lanes, increment=term)
-    if bins > 1:
-        s.add("accumulator", times=lanes * bins, gate=term + 1)
-    s.add("accumulator", times=bins * (lanes - 1), add=sums)
-    if v["OVERFLOW"]:
-        if sums > psum - 1:
-            s.add("accumulator", times=bins, limit=psum, compare=2 * max(sums - psum, 0))
-            s.step(clamp=1)
-        s.add("accumulator", times=bins, limit=acc)
-        s.step(clamp=1)
-    s.add("accumulator", times=bins, add=min(acc, psum, sums), increment=max(acc - min(psum, sums), 0))
-    s.step(carry=_lg(acc) + _lg(term) + _lg(lanes) * 2, level=_lg(lanes) + 1)
-
-
-def _finish(s: _Sketch, v: Mapping[str, int], roms: Sequence[Rom], bins: int) -> None:
-    """lns_lin_finish."""
-    part, total = "converter", v["TOTAL_BITS"]
-    if v["CONVERSION"]:
-        constants = next(rom for rom in roms if rom.id == ROM_CONSTANTS)
-        ones = sum(entry.bit_count() for entry in constants.entries[:bins])
-        wide = v["ACC_BITS"] + v["CONST_BITS"]
-        s.add(part, constant=(ones - bins) * wide, add=(bins - 1) * total)
-        s.step(rows=_lg(v["CONST_BITS"]), carry=_lg(total) * (1 + _lg(bins)) if bins > 1 else 0)
-    exact = v["ENCODER"] == 0
-    f = v["F"]
-    needed = total if exact else (v["ENCODER_BITS"] if v["ENCODER"] == 1 else f) + 1
-    s.add(part, increment=total, mux=total)
-    s.step(carry=_lg(total), level=1)
-    _normalize(s, part, total, needed)
-    if v["ENCODER"] != 2:
-        rom = next(rom for rom in roms if rom.id == ROM_ENCODER)
-        choose, join = diagram(rom.entries, rom.address_bits, rom.data_bits)
-        s.table(part, choose, join, rom.address_bits)
-        if exact:
-            low = max(rom.data_bits - f - 2, 0)
-            s.add(part, compare=low, increment=f + 1)
-            s.step(carry=_lg(low))
-    position = total.bit_length()
-    s.add(part, increment=position, add=position + f + 1)
-    s.step(carry=2 * _lg(position + f))
-    _output(s, v)
-
-
-def _output(s: _Sketch, v: Mapping[str, int]) -> None:
-    """lns_output."""
-    s.add("converter", limit=v["OUT_BITS"], gate=v["OUT_BITS"] + 4)
-    s.step(clamp=1)
-
-
-def _log_finish(s: _Sketch, v: Mapping[str, int]) -> None:
-    """lns_log_finish."""
-    rounding = v["ACC_BITS"] if v["GUARD"] else 0
-    s.add("converter", increment=rounding, add=max(v["ACC_BITS"], v["OFFSET_BITS"]))
-    _output(s, v)
-
-
-def sketches(datapath: Datapath, lanes: int = 1) -> tuple[dict[str, _Sketch], PEParameters]:
-    """Every unit's primitives by its name, ``pe`` without its lanes, and the element's parameters."""
-    pe = units.parameters(units.with_lanes(datapath, lanes))
-    v = pe.values
-    found = {"multiplier": _Sketch()}
-    _multiplier(found["multiplier"], v)
-    mac = found["mac"] = _Sketch()
-    _multiplier(mac, v)
-    if datapath.is_linear:
-        align = int(pe.scales(example_plan(datapath), 1)[0])
-        bins = datapath.linear.bins
-        finish = found["linear-to-log converter"] = _Sketch()
-        _finish(finish, v, pe.roms, bins)
-        _term(mac, v, pe.roms, align)
-        _step(mac, v, bins, 1)
-        mac.add("accumulator", register=bins * v["ACC_BITS"])
-    else:
-        tables = datapath.tables()
-        adder = found["adder"] = _Sketch()
-        _adder(adder, pe.adders[0], v["ACC_BITS"], 1, tables)
-        _enter(mac, v, 1)
-        _adder(mac, pe.adders[0], v["ACC_BITS"], 1, tables)
-        mac.add("accumulator", register=v["ACC_BITS"] + 1)
-    if lanes > 1:
-        one = found["pe"] = _Sketch()
-        _multiplier(one, v, lanes)
-        held = v["ACC_BITS"] + 1 + 2 * v["OFFSET_BITS"] + v["OUT_BITS"] + 4
-        if datapath.is_linear:
-            _term(one, v, pe.roms, align, lanes)
-            one.path.clear()  # registers lie between products and sum
-            _step(one, v, bins, lanes)
-            state = bins * v["ACC_BITS"]
-            held += lanes * (v["TERM_BITS"] + 1 + (v["TABLE_BITS"] if bins > 1 else 0))
-            summed = Counter(one.path)
-            one.path.clear()
-            _finish(one, v, pe.roms, bins)
-        else:
-            _enter(one, v, lanes)
-            one.path.clear()
-            _adder(one, pe.adders[0], v["ACC_BITS"], lanes, tables, 1 + (lanes - 1).bit_length())
-            state = v["ACC_BITS"] + 1
-            held += lanes * (v["ACC_BITS"] + 1)
-            summed = Counter(one.path)
-            one.path.clear()
-            _log_finish(one, v)
-        # the longer of the two halves
-        one.path = max((summed, one.path), key=lambda path: sum(STEPS[name] * count for name, count in path.items()))
-        one.add("accumulator", mux=state, hold=held + state)
-    for sketch in found.values():
-        sketch.step(path=1)
-    return found, pe
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -477,27 +322,27 @@ def sketches(datapath: Datapath, lanes: int = 1) -> tuple[dict[str, _Sketch], PE
 
 @lru_cache(maxsize=1)
 def coefficients() -> dict[str, Any]:
-    """`model.json`: transistors a primitive, gates a step, the baselines, and the errors of the fit.
+    """`model.json`: transistors a gate of each kind, factors and gates a level of each part, baselines, errors.
 
     Raises:
         BadFileError: the file is damaged.
     """
     data = json.loads(read_bytes(MODEL))
-    for name, known in (("transistors", PRIMITIVES), ("depth", STEPS)):
+    for name, known in (("kinds", KINDS), ("parts", PARTS), ("levels", PARTS)):
         if not isinstance(data.get(name), dict) or set(data[name]) != set(known):
             raise BadFileError(f"{MODEL}: {name} must have the coefficients {', '.join(sorted(known))}")
     return dict(data)
 
 
-def _unit(sketch: _Sketch, fitted: Mapping[str, Any]) -> UnitEstimate:
-    each = fitted["transistors"]
-    parts = {part: sum(each[name] * count for name, count in counts.items()) for part, counts in sketch.parts.items()}
-    parts = {part: value for part, value in parts.items() if value}
-    once = each["unit"]
-    largest = max(parts, key=lambda part: parts[part])
-    parts[largest] += once
-    depth = sum(fitted["depth"][name] * count for name, count in sketch.path.items())
-    return UnitEstimate(sum(parts.values()), depth, parts)
+def price(sketch: Sketch, fitted: Mapping[str, Any]) -> UnitEstimate:
+    """What a unit costs with the coefficients of `model.json`."""
+    parts = {part: float(synthesis.FLIP_FLOP * bits) for part, bits in sketch.registers.items()}
+    for (part, kind), count in sketch.gates.items():
+        parts[part] = parts.get(part, 0.0) + fitted["parts"][part] * fitted["kinds"][kind] * count
+    levels = fitted["levels"]
+    depth = max(sum(levels[part] * count for part, count in path.items()) for path in sketch.paths)
+    ordered = {part: parts[part] for part in PARTS if parts.get(part)}
+    return UnitEstimate(sum(ordered.values()), max(depth, 1.0), ordered)
 
 
 def estimate(datapath: Datapath, lanes: int = 1) -> Estimate:
@@ -514,7 +359,7 @@ def estimate(datapath: Datapath, lanes: int = 1) -> Estimate:
         raise BadValueError(f"lanes must be from 1 to 1024, not {lanes}")
     fitted = coefficients()
     drawn, pe = sketches(datapath, lanes)
-    found = {(f"pe-{lanes}" if name == "pe" else name): _unit(sketch, fitted) for name, sketch in drawn.items()}
+    found = {(f"pe-{lanes}" if name == "pe" else name): price(sketch, fitted) for name, sketch in drawn.items()}
     unit = f"pe-{lanes}" if lanes > 1 else "mac"
     bits = sum(rom.bits for rom in pe.all_roms)
     if lanes == 1 and datapath.is_linear:

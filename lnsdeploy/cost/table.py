@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,18 +58,48 @@ class CostTable:
 
     def text(self) -> str:
         """For people."""
-        lines = [f"{self.datapath} ({self.fingerprint}), {self.tool}", ""]
-        head = f"{'unit':<32} {'transistors':>11} {'(range)':>17} {'depth':>6} {'flip-flops':>10} {'table bits':>10}"
-        area = any(row.cost.area for row in [*self.units.values(), *self.baselines.values()])
-        lines.append(head + (f" {'area':>12}" if area else ""))
-        for rows in (self.units, self.baselines):
-            for name, row in rows.items():
-                t, d = row.cost.transistors, row.cost.depth
-                line = f"{name:<32} {t.median:>11.0f} {f'({t.min:.0f}–{t.max:.0f})':>17} {d.median:>6.0f} "
-                line += f"{row.cost.flip_flops:>10} {row.table_bits:>10}"
-                lines.append(line + (f" {row.cost.area.median:>12.1f}" if row.cost.area else ""))
+        rows = [*self.units.values(), *self.baselines.values()]
+        lines = [f"{self.datapath} ({self.fingerprint}), {self.tool}", "", head(any(row.cost.area for row in rows))]
+        for part in (self.units, self.baselines):
+            lines += [line(name, row) for name, row in part.items()]
             lines.append("")
         return "\n".join(lines).rstrip()
+
+
+def head(with_cells: bool) -> str:
+    """The first line above :func:`line`'s.
+
+    Args:
+        with_cells: there is a liberty file.
+    """
+    found = f"{'unit':<40} {'transistors':>11} {'(range)':>17} {'depth':>6} {'flip-flops':>10} {'table bits':>10}"
+    return found + (f" {'area':>12}" if with_cells else "")
+
+
+def line(name: str, row: Row) -> str:
+    """A unit, for people."""
+    t, d = row.cost.transistors, row.cost.depth
+    found = f"{name:<40} {t.median:>11.0f} {f'({t.min:.0f}–{t.max:.0f})':>17} {d.median:>6.0f} "
+    found += f"{row.cost.flip_flops:>10} {row.table_bits:>10}"
+    return found + (f" {row.cost.area.median:>12.1f}" if row.cost.area else "")
+
+
+def all_rows(*, lanes: int = 16, liberty: Path | None = None, runs: int = 3) -> Iterator[tuple[str, Row]]:
+    """Every unit of the library and every baseline, one after another as they are synthesised.
+
+    What was synthesised before comes from the cache: stopped by whatever, it goes on where it was.
+
+    Args:
+        lanes: of the elements.
+        liberty: cells, for area and delay.
+        runs: perturbed runs of each.
+
+    Raises:
+        BadFileError: the liberty file cannot be read.
+        MissingDependencyError: no Yosys.
+    """
+    for name, design in units.library(lanes):
+        yield name, Row(synthesis.synthesise(design, runs=runs, liberty=liberty), units.table_bits(design))
 
 
 def make_table(

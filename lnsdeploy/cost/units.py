@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
-from lnsdeploy.datapath import Datapath
+from lnsdeploy.datapath import Datapath, LinearAccumulator, LogAccumulator, load_datapath, named_datapaths
+from lnsdeploy.delta import Interpolated, Max, Mitchell, Polynomial, Shift, Table
 from lnsdeploy.emulator.plan import DotPlan
-from lnsdeploy.rtl.designs import Design, combinational, linear_finish, log_adder, multiplier, vector_pe
+from lnsdeploy.formats import LNSFormat
+from lnsdeploy.rtl.designs import (
+    Design,
+    combinational,
+    float_encoder,
+    linear_finish,
+    log_adder,
+    multiplier,
+    vector_pe,
+)
 from lnsdeploy.rtl.parameters import PEParameters, pe_parameters
 from lnsdeploy.rtl.roms import ROM_CONSTANTS
 from lnsdeploy.rtl.vectors import example_plan
@@ -150,3 +161,56 @@ def table_bits(design: Design) -> int:
     """Bits of the tables that a design reads, each counted once however often it is instantiated."""
     roms = design.roms + tuple(rom for made in design.adders.values() for rom in made.roms)
     return sum(rom.bits for rom in roms)
+
+
+# Word widths and γ of the table of all units: 16 octaves a word.
+WIDTHS = ((6, 4), (8, 8), (10, 32), (12, 128))
+
+
+def library(lanes: int) -> Iterator[tuple[str, Design]]:
+    """Every unit by name, as `lnsdeploy cost --all` tells them; what takes long last.
+
+    Args:
+        lanes: of the elements.
+    """
+    for bits, gamma in WIDTHS:
+        word = LNSFormat(bits, gamma)
+        yield f"LNS multiplier, {bits} bits", multiplier(word, word)
+    for bits, gamma in WIDTHS:
+        yield f"LNS adder, exact, {bits} bits, γ {gamma}", log_adder(LogAccumulator(bits=bits - 1), gamma)
+    for method in (Table(64, 32), Interpolated(8), Polynomial(2, 4, "octave", 12), Mitchell(), Shift(), Max()):
+        yield f"LNS adder, {method.kind}, 12 bits, γ 128", log_adder(LogAccumulator(bits=11, delta=method), 128)
+    for bits, gamma in WIDTHS:
+        linear = _linear(bits, gamma)
+        yield f"linear MAC, 24-bit, {bits} bits", mac(linear)
+        yield f"linear-to-log converter, {bits} bits", linear_finish(parameters(linear))
+    for bits, gamma in WIDTHS:
+        word = LNSFormat(bits, gamma)
+        yield f"float-to-log encoder, {bits} bits", float_encoder(word, "zero")
+    for name, module, ports in (
+        ("ReLU", "lns_relu", (("a_i", 8),)),
+        ("maximum", "lns_compare", (("a_i", 8), ("b_i", 8))),
+    ):
+        yield f"{name}, 8 bits", combinational(name, name, module, {"BITS": 8}, ports, (("y_o", 8),))
+    named = [load_datapath(name) for name in named_datapaths()]
+    for datapath in named:
+        if datapath.activation.bits <= 12:
+            yield f"{datapath.name} mac", mac(datapath)
+    for baseline in baselines(1).values():
+        yield baseline.name, baseline
+    yield f"pe-{lanes}, log tree, 8 bits", pe(load_datapath("gauss-8"), lanes)
+    yield f"pe-{lanes}, linear with converter, 8 bits", pe(_linear(8, 8), lanes)
+    for name, design in baselines(lanes).items():
+        if f"pe-{lanes}" in name:
+            yield name, design
+    for datapath in named:
+        if datapath.activation.bits > 12:
+            yield f"{datapath.name} mac", mac(datapath)
+    yield "LNS adder, exact, 16 bits, γ 256", log_adder(LogAccumulator(bits=15), 256)
+
+
+def _linear(bits: int, gamma: int) -> Datapath:
+    """A datapath that sums linearly in 24 bits, with a table of the remainder of three bits at most."""
+    word, f = LNSFormat(bits, gamma), gamma.bit_length() - 1
+    linear = LinearAccumulator(bits=24, conversion="product", table_bits=min(f, 3), constant_bits=8)
+    return Datapath(f"linear-{bits}", word, word, word, linear, load_datapath("gauss-8").add)

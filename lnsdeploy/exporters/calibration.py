@@ -210,8 +210,9 @@ def load_inputs(
     """Inputs for a net.
 
     Args:
-        what: an .npz or .npy file, a folder of pictures, the name of a data set, an array [n, …], any iterable of
-            arrays (single inputs or batches, with labels as ``(x, y)`` or without), or None for made-up ones.
+        what: an .npz or .npy file (of inputs, or of a whole data set: ``train_x``, ``train_y``, …), a folder of
+            pictures, the name of a data set, an array [n, …], any iterable of arrays (single inputs or batches, with
+            labels as ``(x, y)`` or without), or None for made-up ones.
         shape: of the net's input, 0 for the batch axis.
         split: of a data set: ``"train"`` or ``"test"``.
         data_dir: where data sets lie that are files.
@@ -227,9 +228,13 @@ def load_inputs(
     if what is None:
         return synthetic(shape, seed=seed, limit=limit)
     if isinstance(what, (str, Path)):
+        from lnsdeploy.training.arrays import is_split
+
         path = Path(what)
         if path.is_dir():
             return _folder(path, shape, preparation or Preparation(), limit)
+        if path.suffix == ".npz" and is_split(path):
+            return _data_set(str(what), shape, split, data_dir, limit)
         if path.suffix in (".npz", ".npy") or path.is_file():
             return _file(path, shape, names, limit)
         if isinstance(what, str):
@@ -325,11 +330,12 @@ def _samples() -> Any:
 
 
 def _data_set(name: str, shape: tuple[int, ...], split: str, data_dir: Path | None, limit: int | None) -> Inputs:
+    from lnsdeploy.training.arrays import names_arrays
     from lnsdeploy.training.data import data_names, load_data
 
     if name == "synthetic":
         return synthetic(shape, limit=limit)
-    if name not in data_names():
+    if name not in data_names() and not names_arrays(name):
         raise UnknownNameError("file, folder or data set", name, data_names())
     found = load_data(name, data_dir)
     x, y = (found.train_x, found.train_y) if split == "train" else (found.test_x, found.test_y)

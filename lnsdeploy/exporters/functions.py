@@ -758,12 +758,20 @@ def _gemm_operands(b: Body, x: str, w: str, zero: str) -> _Operands:
 def _matmul_operands(b: Body, x: str, w: str, zero: str) -> _Operands:
     """Keys x [..., M, K] and w [..., K, N] of products of two tensors: the axes before are groups."""
     shape, other = b.op("Shape", x), b.op("Shape", w)
-    depth, rows = b.at(shape, -1), b.at(shape, -2)
-    count = b.op("ReduceProd", b.op("Slice", shape, b.i64([0]), b.i64([-2])), b.i64([0]), keepdims=0)
-    keys = b.op("Concat", b.op("Reshape", x, b.i64([-1])), b.op("Reshape", zero, b.i64([1])), axis=0)
+    depth, rows, columns = b.at(shape, -1), b.at(shape, -2), b.at(other, -1)
+    given = b.op("ReduceProd", b.op("Slice", shape, b.i64([0]), b.i64([-2])), b.i64([0]), keepdims=0)
+    # steps over no group have no shape: without any matrix, one of zeros is multiplied, and its words are left out
+    count = b.op("Max", given, b.i64(1))
+    more = b.op("Sub", count, given)
+    zeros = b.op("Reshape", zero, b.i64([1]))
+
+    def flat(values: str, size: str) -> list[str]:
+        return [b.op("Reshape", values, b.i64([-1])), b.op("Expand", zeros, b.shape(b.product(more, depth, size)))]
+
+    keys = b.op("Concat", *flat(x, rows), zeros, axis=0)
     places = [b.cast32(b.steps(*p)) for p in ((rows, depth), (count, b.op("Mul", rows, depth)), (depth, b.i64(1)))]
     # swapping the last two axes needs a known rank, so the leading ones are joined first
-    joined = b.reshape(w, count, depth, b.at(other, -1))
+    joined = b.reshape(b.op("Concat", *flat(w, columns), axis=0), count, depth, columns)
     weights = b.op("Transpose", joined, perm=[0, 2, 1])
     return _Operands(keys, places[0], places[1], places[2], weights, zero)
 
@@ -773,7 +781,9 @@ def _matmul_words(b: Body, words: str) -> None:
     shape, columns = b.op("Shape", "A"), b.at(b.op("Shape", "B"), -1)
     head, rows = b.op("Slice", shape, b.i64([0]), b.i64([-2])), b.at(shape, -2)
     count = b.op("ReduceProd", head, b.i64([0]), keepdims=0)
-    typed = b.cast_to_attribute(b.reshape(words, rows, count, columns), "output_type")
+    groups = b.reshape(words, rows, b.op("Max", count, b.i64(1)), columns)
+    groups = b.op("Slice", groups, b.i64([0]), b.op("Reshape", count, b.i64([1])), b.i64([1]))
+    typed = b.cast_to_attribute(groups, "output_type")
     b.op("Reshape", b.op("Transpose", typed, perm=[1, 0, 2]), b.shape(head, rows, columns), allowzero=1, output="Y")
 
 
@@ -819,7 +829,8 @@ class Operator:
         inputs, outputs, attributes: its signature; never changed once published.
         make: fills a body whose inputs and outputs have the names of the signature.
         notes: what else its page says, paragraphs.
-        kernel: whether the native library and torch have it too; else its body runs beside their operators as well.
+        native: whether the native library has it; else its body runs beside the library's operators as well.
+        torch: whether torch has it.
     """
 
     name: str
@@ -829,7 +840,8 @@ class Operator:
     attributes: tuple[Value, ...]
     make: Callable[[Body], None]
     notes: tuple[str, ...] = ()
-    kernel: bool = True
+    native: bool = True
+    torch: bool = True
 
 
 _WORDS = "uint8 or uint16"
@@ -1206,7 +1218,7 @@ OPERATORS: tuple[Operator, ...] = (
         (*_OPERANDS, *_LINEAR, _CODE_SHIFT, *_OUTPUT),
         _make_linear_matmul,
         (_WORD_NOTE, *_LINEAR_NOTE),
-        kernel=False,
+        torch=False,
     ),
     Operator(
         "LogMatMul",
@@ -1216,7 +1228,7 @@ OPERATORS: tuple[Operator, ...] = (
         (*_OPERANDS, *_LOG, _CODE_SHIFT, *_OUTPUT),
         _make_log_matmul,
         (_WORD_NOTE, *_LOG_NOTE),
-        kernel=False,
+        torch=False,
     ),
     Operator("Relu", "Negative words become zero (spec 6.1).", (_X,), _y(), _FORMAT, _make_relu),
     Operator(
@@ -1309,7 +1321,8 @@ OPERATORS: tuple[Operator, ...] = (
         ),
         _make_multiply,
         ("Both operands have one γ, which is the result's.", _WORD_NOTE),
-        kernel=False,
+        native=False,
+        torch=False,
     ),
     Operator(
         "Lookup",
@@ -1319,7 +1332,8 @@ OPERATORS: tuple[Operator, ...] = (
         (),
         _make_lookup,
         (_WORD_NOTE,),
-        kernel=False,
+        native=False,
+        torch=False,
     ),
     Operator(
         "Pad",
@@ -1328,7 +1342,8 @@ OPERATORS: tuple[Operator, ...] = (
         _y(),
         (Value("pads", "ints [2·rank]", "Zeros before each axis, then after each; none is negative."),),
         _make_pad,
-        kernel=False,
+        native=False,
+        torch=False,
     ),
     Operator(
         "Broadcast",
@@ -1337,7 +1352,8 @@ OPERATORS: tuple[Operator, ...] = (
         _y(" [B, ...]"),
         (),
         _make_broadcast,
-        kernel=False,
+        native=False,
+        torch=False,
     ),
     Operator(
         "Rescale",

@@ -867,7 +867,14 @@ def _macs(node: g.Float, inputs: list[npt.NDArray[Any]], output: npt.NDArray[Any
 
 
 def layer_name(weight: str, node: str) -> str:
-    """The name of a layer in recipes and reports: of its weights without ``.weight``, or of its node."""
+    """The name of a layer in recipes and reports: of its weights without ``.weight``, or of its node.
+
+    Weights that an exporter has made (``onnx::Conv_88``, where it folds a normalisation) are named after the module
+    that the node's name tells: ``/blocks.0/Conv`` is ``blocks.0``.
+    """
+    if weight.startswith("onnx::") and node.startswith("/"):
+        module, _, op = node.strip("/").rpartition("/")
+        return ".".join(part for part in (module.replace("/", "."), op.partition("_")[2]) if part) or weight
     return weight.removesuffix(".weight") or node
 
 

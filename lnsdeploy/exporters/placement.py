@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lnsdeploy import tables
-from lnsdeploy.datapath import LogAccumulator
+from lnsdeploy.datapath import Datapath, LogAccumulator
 from lnsdeploy.emulator import native, reference
 from lnsdeploy.emulator.place import acc_offset_for, lsb_for
 from lnsdeploy.emulator.plan import AddPlan, DotPlan, Ints, PoolPlan, Window
@@ -105,18 +106,23 @@ def place_convolution(
     view = reference.windows(x, window)
     order = (0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))
     inputs, each = w.shape[1], w.shape[0] // groups
-    parts, placed = [], []
+    channels = w.shape[0]
+    start = np.zeros(channels) if bias is None else np.asarray(bias, np.float64)
+    start = start / np.exp2(plan.product_offset(channels) / plan.gamma)
+    placed, largest = [], 0.0
     for group in range(groups):
         some = slice(group * each, (group + 1) * each)
         patches = view[:, group * inputs : (group + 1) * inputs].transpose(order)
         rows = patches.reshape(-1, inputs * int(np.prod(window.kernel)))
-        part = None if bias is None else bias[some]
-        parts.append((plan.channels(some), part))
-        placed.append(place_dot(plan.channels(some), rows, w[some].reshape(each, -1), part, headroom))
+        part, words_of = plan.channels(some), w[some].reshape(each, -1)
+        if plan.datapath.is_linear:
+            # λ is that of all groups: one placement, whatever their number, as depthwise layers have hundreds
+            largest = max(largest, float(_largest(part, rows, words_of, start[some]).max(initial=0.0)))
+        else:
+            placed.append(place_dot(part, rows, words_of, None if bias is None else bias[some], headroom))
     if plan.datapath.is_linear:
-        lsb = max(p.lsb for p, _ in placed)
-        integers = [bias_at(p, b, lsb) for p, b in parts if b is not None]
-        return replace(plan, lsb=lsb), np.concatenate(integers) if integers else None
+        plan = replace(plan, lsb=lsb_for(largest, plan.datapath.linear, plan.gamma, headroom))
+        return plan, None if bias is None else bias_at(plan, np.asarray(bias, np.float64), plan.lsb)
     words = [b for _, b in placed if b is not None]
     offsets = np.concatenate([np.asarray(p.acc_offset) for p, _ in placed])
     return replace(plan, acc_offset=offsets), np.concatenate(words) if words else None
@@ -178,16 +184,23 @@ def _signed(fmt: LNSFormat, words: Words, widen: int) -> npt.NDArray[np.int32]:
 
 def _values(plan: DotPlan) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8] | None]:
     """What a product adds by the sum of its codes, and to which of several bins (spec 4.1, 4.2)."""
-    p = np.arange(plan.max_product_code + 1)
-    if not plan.datapath.is_linear:
-        return np.exp2(p / plan.gamma), None
-    accumulator = plan.datapath.linear
-    f = plan.gamma.bit_length() - 1
+    return _values_of(plan.datapath, plan.gamma, plan.max_product_code)
+
+
+@lru_cache(maxsize=16)
+def _values_of(
+    datapath: Datapath, gamma: int, max_code: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8] | None]:
+    p = np.arange(max_code + 1)
+    if not datapath.is_linear:
+        return np.exp2(p / gamma), None
+    accumulator = datapath.linear
+    f = gamma.bit_length() - 1
     low_bits = f - accumulator.table_bits
-    r = p & (plan.gamma - 1)
-    value = 1 + (r & ((1 << low_bits) - 1)) / plan.gamma
+    r = p & (gamma - 1)
+    value = 1 + (r & ((1 << low_bits) - 1)) / gamma
     if accumulator.conversion != "bin":
-        value = value * np.exp2((r >> low_bits << low_bits) / plan.gamma)
+        value = value * np.exp2((r >> low_bits << low_bits) / gamma)
     value = value * np.exp2(p >> f)
     return value, (r >> low_bits).astype(np.uint8) if accumulator.bins > 1 else None
 

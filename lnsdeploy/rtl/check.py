@@ -1,19 +1,24 @@
 """The complete programme of comparisons: ``python -m lnsdeploy.rtl.check --all`` (docs/rtl.md).
 
-Exhaustive at 6 and 8 bits, random and adversarial vectors above, every named datapath. Minutes to an hour; the tests
-run a choice of it.
+Exhaustive at 6 and 8 bits, random and adversarial vectors above, every named datapath. Hours of a core; the tests run
+a choice of it. What has passed is kept beside the simulations, by the hardware's text, the simulator, the reference's
+text and the number of vectors: stopped by whatever, the same command goes on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
 
 import click
 import numpy as np
+import numpy.typing as npt
 
-from lnsdeploy.datapath import LogAccumulator, load_datapath, named_datapaths
+from lnsdeploy.datapath import Datapath, LogAccumulator, load_datapath, named_datapaths
 from lnsdeploy.delta import (
     Cordic,
     Cotransform,
@@ -26,9 +31,13 @@ from lnsdeploy.delta import (
     Shift,
     Table,
 )
+from lnsdeploy.emulator.plan import DotPlan
+from lnsdeploy.files import read_bytes, write_text
 from lnsdeploy.formats import LNSFormat
 from lnsdeploy.rtl import designs, simulate, vectors
 from lnsdeploy.rtl.designs import ArrayShape, Design
+from lnsdeploy.rtl.parameters import Ints, PEParameters
+from lnsdeploy.rtl.simulate import SimulationError
 from lnsdeploy.rtl.vectors import Vectors
 
 WIDTHS = ((6, 4), (8, 8), (10, 32), (12, 128), (16, 1024))
@@ -54,63 +63,143 @@ def methods_for(gamma: int) -> list[Delta]:
     ]
 
 
-def units(count: int) -> Iterator[tuple[Design, Vectors]]:
+@dataclass(frozen=True)
+class Comparison:
+    """A design, and vectors that are made when they are asked for.
+
+    Args:
+        design: the hardware.
+        count: which of several sizes of the programme it is.
+        vectors: made by the reference.
+    """
+
+    design: Design
+    count: int
+    vectors: Callable[[], Vectors]
+
+
+def _pairs(fmt: LNSFormat, count: int) -> tuple[Ints, Ints]:
+    """Operands: all pairs up to 8 bits, `count` above."""
+    if fmt.bits <= 8:
+        both = np.arange(1 << (2 * fmt.bits), dtype=np.int64)
+        return both >> fmt.bits, both & ((1 << fmt.bits) - 1)
+    random = np.random.default_rng(fmt.bits)
+    x, y = (vectors.operands(fmt, (count,), seed).astype(np.int64) for seed in (1, 2))
+    # close codes, where differences cancel
+    return x, np.where(random.random(count) < 0.5, x ^ random.integers(0, 16, count), y)
+
+
+def _floats(gamma: int, count: int) -> npt.NDArray[np.float32]:
+    random = np.random.default_rng(gamma)
+    pattern = random.integers(0, 1 << 32, count, dtype=np.uint64).astype(np.uint32)
+    pattern[: count // 8] &= np.uint32(0x807FFFFF)  # subnormal numbers
+    found = pattern.view(np.float32)
+    return np.where(np.isnan(found), np.float32(np.inf), found).astype(np.float32)
+
+
+def units(count: int) -> Iterator[Comparison]:
     """Multipliers, adders and encoders; all pairs up to 8 bits, `count` vectors above."""
-    random = np.random.default_rng(0)
     for bits, gamma in WIDTHS:
         fmt = LNSFormat(bits, gamma)
-        if bits <= 8:
-            both = np.arange(1 << (2 * bits), dtype=np.int64)
-            x, y = both >> bits, both & ((1 << bits) - 1)
-        else:
-            x, y = (vectors.operands(fmt, (count,), seed).astype(np.int64) for seed in (1, 2))
-            # close codes, where differences cancel
-            y = np.where(random.random(count) < 0.5, x ^ random.integers(0, 16, count), y)
-        yield designs.multiplier(fmt, fmt), vectors.multiplier_vectors(fmt, fmt, x, y)
+        yield Comparison(designs.multiplier(fmt, fmt), count, partial(_multiplier_vectors, fmt, count))
         for method in methods_for(gamma):
             accumulator = LogAccumulator(bits=bits - 1, delta=method)
-            yield designs.log_adder(accumulator, gamma), vectors.adder_vectors(accumulator, gamma, x, y)
-        pattern = random.integers(0, 1 << 32, count, dtype=np.uint64).astype(np.uint32)
-        pattern[: count // 8] &= np.uint32(0x807FFFFF)  # subnormal numbers
-        floats = pattern.view(np.float32)
-        floats = np.where(np.isnan(floats), np.float32(np.inf), floats).astype(np.float32)
-        yield designs.float_encoder(fmt, "zero"), vectors.encoder_vectors(fmt, "zero", floats, -gamma * 3)
+            made = partial(_adder_vectors, accumulator, fmt, count)
+            yield Comparison(designs.log_adder(accumulator, gamma), count, made)
+        yield Comparison(designs.float_encoder(fmt, "zero"), count, partial(_encoder_vectors, fmt, count))
 
 
-def converters(count: int, exhaustive: bool) -> Iterator[tuple[Design, Vectors]]:
-    """Terms of every product, and words of every accumulator of 24 bits (or random ones where there are more)."""
+def _multiplier_vectors(fmt: LNSFormat, count: int) -> Vectors:
+    return vectors.multiplier_vectors(fmt, fmt, *_pairs(fmt, count))
+
+
+def _adder_vectors(accumulator: LogAccumulator, fmt: LNSFormat, count: int) -> Vectors:
+    return vectors.adder_vectors(accumulator, fmt.gamma, *_pairs(fmt, count))
+
+
+def _encoder_vectors(fmt: LNSFormat, count: int) -> Vectors:
+    return vectors.encoder_vectors(fmt, "zero", _floats(fmt.gamma, count), -fmt.gamma * 3)
+
+
+def _accumulators(datapath: Datapath, count: int, exhaustive: bool) -> Ints:
+    bits, bins = datapath.linear.bits, datapath.linear.bins
+    if exhaustive and bins == 1 and bits <= 24:
+        return np.arange(-(1 << (bits - 1)), 1 << (bits - 1), dtype=np.int64)[:, None]
     random = np.random.default_rng(1)
+    acc = random.integers(-(1 << (bits - 1)), 1 << (bits - 1), (count, bins))
+    return acc >> random.integers(0, bits, (count, 1))
+
+
+def converters(count: int, exhaustive: bool) -> Iterator[Comparison]:
+    """Terms of every product, and words of every accumulator of 24 bits (or random ones where there are more)."""
     for name in named_datapaths():
         datapath = load_datapath(name)
         if not datapath.is_linear:
             continue
-        parameters, plan, _ = vectors.example(datapath, 1, 1, 16)
-        yield designs.linear_term(parameters), vectors.term_vectors(parameters, plan)
-        bits, bins = datapath.linear.bits, datapath.linear.bins
-        if exhaustive and bins == 1 and bits <= 24:
-            acc = np.arange(-(1 << (bits - 1)), 1 << (bits - 1), dtype=np.int64)[:, None]
-        else:
-            acc = random.integers(-(1 << (bits - 1)), 1 << (bits - 1), (count, bins))
-            acc >>= random.integers(0, bits, (count, 1))
-        yield designs.linear_finish(parameters), vectors.finish_vectors(parameters, plan, acc)
+        pe, plan, _ = vectors.example(datapath, 1, 1, 16)
+        yield Comparison(designs.linear_term(pe), count, partial(vectors.term_vectors, pe, plan))
+        made = partial(_finish_vectors, pe, plan, count, exhaustive)
+        yield Comparison(designs.linear_finish(pe), count, made)
 
 
-def elements(outputs: int) -> Iterator[tuple[Design, Vectors]]:
+def _finish_vectors(pe: PEParameters, plan: DotPlan, count: int, exhaustive: bool) -> Vectors:
+    return vectors.finish_vectors(pe, plan, _accumulators(pe.datapath, count, exhaustive))
+
+
+def _element_vectors(datapath: Datapath, side: int, depth: int) -> Vectors:
+    pe, plan, (a, w, bias) = vectors.example(datapath, side, side, depth)
+    return vectors.pe_vectors(pe, plan, a, w, bias)
+
+
+def elements(outputs: int) -> Iterator[Comparison]:
     """PEs of 1 and 16 lanes, and arrays on three shapes, of every named datapath."""
+    side = max(int(outputs**0.5), 1)
+    shape = ArrayShape(2, 4, 6, 1, 1)
     for name in named_datapaths():
         for lanes in (1, 16):
             datapath = load_datapath(name)
             datapath = replace(datapath, accumulate=replace(datapath.accumulate, lanes=lanes))
-            side = max(int(outputs**0.5), 1)
-            parameters, plan, (a, w, bias) = vectors.example(datapath, side, side, 3 * lanes + 1)
-            yield designs.vector_pe(parameters), vectors.pe_vectors(parameters, plan, a, w, bias)
-            shape = ArrayShape(2, 4, 6, 1, 1)
-            for m, n, depth in ((9, 17, 40), (33, 10, 27), (5, 3, 64)):
-                parameters, plan, (a, w, bias) = vectors.example(datapath, m, n, depth, seed=m)
-                yield (
-                    designs.array(parameters, shape),
-                    vectors.array_vectors(parameters, shape, plan, a, w, bias),
-                )
+            depth = 3 * lanes + 1
+            parameters, _, _ = vectors.example(datapath, 1, side, depth)
+            made = partial(_element_vectors, datapath, side, depth)
+            yield Comparison(designs.vector_pe(parameters), outputs, made)
+            for m, n, k in ((9, 17, 40), (33, 10, 27), (5, 3, 64)):
+                parameters, plan, (a, w, bias) = vectors.example(datapath, m, n, k, seed=m)
+                made = partial(vectors.array_vectors, parameters, shape, plan, a, w, bias)
+                yield Comparison(designs.array(parameters, shape), m * n * k, made)
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """What the vectors depend on beside their number: the reference's text."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent.parent
+    for name in ("datapath", "delta", "formats", "tables", "emulator/plan", "emulator/reference", "rtl/vectors"):
+        digest.update(read_bytes(root / f"{name}.py"))
+    return digest.hexdigest()
+
+
+def passed(comparison: Comparison) -> Path:
+    """The file that says so, made by :func:`compare`."""
+    folder = simulate.folder_of(comparison.design)
+    key = hashlib.sha256(f"{_code()} {comparison.design.name} {comparison.count}".encode()).hexdigest()
+    return folder.with_name(f"{folder.name}-passed-{key[:20]}.txt")
+
+
+def compare(comparison: Comparison) -> int:
+    """Compare one design, unless it has passed already.
+
+    Returns: outputs compared.
+
+    Raises:
+        SimulationError: they differ.
+    """
+    kept = passed(comparison)
+    if not kept.is_file():
+        made = comparison.vectors()
+        simulate.build(comparison.design).check(made.inputs, made.expected, made.count)
+        write_text(kept, f"{made.count}\n")
+    return int(read_bytes(kept))
 
 
 @click.command()
@@ -119,20 +208,30 @@ def elements(outputs: int) -> Iterator[tuple[Design, Vectors]]:
 def main(everything: bool, only: str | None) -> None:
     """Compare every unit of the library with the reference, in Verilator or else Icarus."""
     count, outputs = (1 << 20, 1 << 16) if everything else (1 << 12, 1 << 6)
-    parts: dict[str, Callable[[], Iterator[tuple[Design, Vectors]]]] = {
+    parts: dict[str, Callable[[], Iterator[Comparison]]] = {
         "units": lambda: units(count),
         "converters": lambda: converters(count, everything),
         "elements": lambda: elements(outputs),
     }
-    total, start = 0, time.perf_counter()
+    total, designs_, failed, start = 0, 0, 0, time.perf_counter()
     for name, part in parts.items():
         if only not in (None, name):
             continue
-        for design, v in part():
-            simulate.build(design).check(v.inputs, v.expected, v.count)
-            total += v.count
-            click.echo(f"{time.perf_counter() - start:8.1f} s  {design.name:<36} {v.count:>9} outputs, 0 mismatches")
-    click.echo(f"{total} outputs, 0 mismatches, {simulate.best().name} {simulate.best().version}")
+        for comparison in part():
+            before = " (before)" if passed(comparison).is_file() else ""
+            try:
+                outcome = compare(comparison)
+            except SimulationError as error:
+                failed += 1
+                click.echo(f"FAILED: {error}", err=True)
+                continue
+            designs_ += 1
+            total += outcome
+            spent = time.perf_counter() - start
+            click.echo(f"{spent:8.1f} s  {comparison.design.name:<36} {outcome:>9} outputs, 0 mismatches{before}")
+    tool = simulate.best()
+    click.echo(f"{designs_} designs, {total} outputs, 0 mismatches, {failed} failed, {tool.name}: {tool.version}")
+    raise SystemExit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -183,6 +183,23 @@ def _tidy(text: str) -> str:
     return "; ".join(lines[:8]) or "no output"
 
 
+def _folder_name(design: Design, tool: Simulator, texts: dict[str, str]) -> str:
+    digest = hashlib.sha256()
+    for name, text in sorted(texts.items()):
+        digest.update(f"{name}\n{len(text)}\n{text}".encode())
+    digest.update(f"{tool}\n{design.input_bits} {design.output_bits}".encode())
+    return f"{tool.name}-{digest.hexdigest()[:20]}"
+
+
+def folder_of(design: Design, simulator: Simulator | None = None) -> Path:
+    """Where :func:`build` puts the simulation of a design; by its text and the tool, so that another has another.
+
+    Raises:
+        MissingDependencyError: no simulator.
+    """
+    return make_folder(cache_folder()) / _folder_name(design, simulator or best(), texts_of(design) | harness())
+
+
 def build(design: Design, simulator: Simulator | None = None, *, replace: dict[str, str] | None = None) -> Simulation:
     """Build the simulation of a design, or take the one that was built before from the same text.
 
@@ -196,11 +213,7 @@ def build(design: Design, simulator: Simulator | None = None, *, replace: dict[s
     tool = simulator or best()
     texts = texts_of(design) | (replace or {})
     rig = harness()
-    digest = hashlib.sha256()
-    for name, text in sorted((texts | rig).items()):
-        digest.update(f"{name}\n{len(text)}\n{text}".encode())
-    digest.update(f"{tool}\n{design.input_bits} {design.output_bits}".encode())
-    folder = make_folder(cache_folder()) / f"{tool.name}-{digest.hexdigest()[:20]}"
+    folder = make_folder(cache_folder()) / _folder_name(design, tool, texts | rig)
     log = folder / "built.log"
     if not log.is_file():
         made = make_folder(folder)

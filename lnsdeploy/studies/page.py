@@ -918,7 +918,8 @@ def _figure(width: float, height: float) -> Figure:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    # savefig would draw everything twice, the first time for nothing
+    figure.canvas.print_png(buffer, metadata={"Software": None})  # type: ignore[attr-defined]
     return buffer.getvalue()
 
 

@@ -19,10 +19,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lnsdeploy.datapath import Datapath
 from lnsdeploy.errors import BadValueError, LNSError, MissingDependencyError
 from lnsdeploy.files import make_folder, read_bytes, write_bytes
-from lnsdeploy.studies.pricing import Price, baseline_price, model_available, price
-from lnsdeploy.studies.space import CHEAP, Evaluate, Net, Point, Study
+from lnsdeploy.studies.pricing import (
+    ACCUMULATOR_BITS,
+    BASELINE_UNITS,
+    Price,
+    baseline_price,
+    model_available,
+    price,
+)
+from lnsdeploy.studies.space import CHEAP, Evaluate, Net, Point, Study, build_datapath
 
 Floats = npt.NDArray[np.float32]
 # Inputs for the error of each layer.
@@ -30,6 +38,8 @@ ERROR_SAMPLES = 64
 # How sure pruning is before it gives a point up: one in a thousand, of one side.
 _PRUNE_Z = 3.0
 _FINE_TUNING_EPOCHS = 3
+# Operands are drawn from the layers of so many inputs.
+_ENERGY_INPUTS = 4
 
 
 @dataclass(frozen=True)
@@ -243,7 +253,6 @@ def evaluate(study: Study, point: Point, out: Path) -> Outcome:
 def _evaluate_lns(study: Study, point: Point, out: Path) -> Outcome:
     if point.datapath is None:
         return Outcome("infeasible", point.problem, {}, {}, {}, [])
-    needed = {*study.objectives, *(c.value for c in study.constraints)}
     cost = Price(source="not asked for")
     if _priced(study):
         # hardware that runs all layers must hold the widest of their formats
@@ -256,7 +265,7 @@ def _evaluate_lns(study: Study, point: Point, out: Path) -> Outcome:
 
     if broken := _broken(study, values, CHEAP):
         return outcome("infeasible", broken)
-    for name in needed & set(CHEAP) - {"size_bytes"}:
+    for name in study.needed & set(CHEAP) - {"size_bytes"}:
         if values[name] is None:
             raise BadValueError(f"{name} of {point.datapath.name} is not known ({cost.source})")
     ready = prepare(study, study.net(point.net), out)
@@ -285,17 +294,25 @@ def _evaluate_lns(study: Study, point: Point, out: Path) -> Outcome:
     values |= {"accuracy": right / len(ready.x), "drop": ready.accuracy - right / len(ready.x)}
     ranges["accuracy"] = list(wilson(right, len(ready.x)))
     values["sqnr_db"], layers = _errors(artifact, engine, ready)
+    if "energy" in study.needed:
+        values["energy"] = _energy(artifact, ready).per_product
     return outcome("complete" if not (broken := _broken(study, values)) else "infeasible", broken, layers)
 
 
 def _priced(study: Study) -> bool:
     """Whether hardware's cost is to be told: always by the fitted model, by synthesis only where the study needs it."""
-    needed = {*study.objectives, *(c.value for c in study.constraints)}
-    return model_available() or bool(needed & set(CHEAP) - {"size_bytes"})
+    return model_available() or bool(study.needed & set(CHEAP) - {"size_bytes"})
 
 
 def _costs(cost: Price) -> dict[str, float | None]:
-    return {name: getattr(cost, name) for name in ("transistors", "depth", "table_bits", "energy")}
+    return {name: getattr(cost, name) for name in ("transistors", "depth", "table_bits")} | {"energy": None}
+
+
+def _energy(artifact: Any, ready: Prepared) -> Any:
+    """Switching of the point's MAC, and of the baselines', under the operands of the net's own layers."""
+    from lnsdeploy.cost.system import whole
+
+    return whole(artifact, ready.x[:_ENERGY_INPUTS]).energy
 
 
 def _broken(study: Study, values: Mapping[str, float | None], names: tuple[str, ...] | None = None) -> str | None:
@@ -333,27 +350,29 @@ def _finite(value: float | None) -> float | None:
 
 
 def _lowered(study: Study, point: Point, ready: Prepared, out: Path) -> Any:
-    from lnsdeploy.emulator.artifact import Artifact
-    from lnsdeploy.exporters.export import node_macs
+    """The net of a point."""
+    assert point.datapath is not None
+    if study.evaluate.accuracy == "post-training":
+        return _post_training(point.datapath, study.evaluate.sample, study.recipe(point), ready)
+    from lnsdeploy.exporters.export import lower_datapaths
+
+    run = _trained(study, point, out)
+    found = lower_datapaths(run, [point.datapath], sample=study.evaluate.sample).exported[0]
+    return _artifact(found.lowered.graph, point.datapath)
+
+
+def _post_training(datapath: Datapath, sample: int, recipe: Any, ready: Prepared) -> Any:
     from lnsdeploy.exporters.lower import LowerOptions, lower
 
-    assert point.datapath is not None
-    recipe = study.recipe(point)
-    if study.evaluate.accuracy != "post-training":
-        from lnsdeploy.exporters.export import lower_datapaths
+    options = LowerOptions(datapath, sample=sample, recipe=recipe, statistics=ready.statistics, correct_bias=True)
+    return _artifact(lower(ready.model, ready.sample, options).graph, datapath)
 
-        run = _trained(study, point, out)
-        graph = lower_datapaths(run, [point.datapath], sample=study.evaluate.sample).exported[0].lowered.graph
-    else:
-        options = LowerOptions(
-            point.datapath,
-            sample=study.evaluate.sample,
-            recipe=recipe,
-            statistics=ready.statistics,
-            correct_bias=True,
-        )
-        graph = lower(ready.model, ready.sample, options).graph
-    return Artifact(graph, b"", point.datapath.name, node_macs(graph))
+
+def _artifact(graph: Any, datapath: Datapath) -> Any:
+    from lnsdeploy.emulator.artifact import Artifact
+    from lnsdeploy.exporters.export import node_macs
+
+    return Artifact(graph, b"", datapath.name, node_macs(graph))
 
 
 def _trained(study: Study, point: Point, out: Path) -> Path:
@@ -436,11 +455,24 @@ def _evaluate_baseline(study: Study, point: Point, out: Path) -> Outcome:
     ranges = {"accuracy": list(wilson(right, len(ready.x)))}
     if cost.range is not None:
         ranges["transistors"] = list(cost.range)
+    if "energy" in study.needed and name in _ENERGY_UNITS:
+        values["energy"] = _baselines_energy(study, ready).get(_ENERGY_UNITS[name])
     exact = ready.exact[ready.net.output]
     noise = exact.astype(np.float64) - rounded.run(ready.x[:ERROR_SAMPLES])
     signal, power = float((exact.astype(np.float64) ** 2).sum()), float((noise**2).sum())
     values["sqnr_db"] = _finite(10 * math.log10(signal / power)) if signal and power else 999.0
     return Outcome("complete", None, values, ranges, cost.breakdown, [], cost.source)
+
+
+# Units of the baselines, as lnsdeploy.cost.energy names them.
+_ENERGY_UNITS = {name: f"{unit} mac, {ACCUMULATOR_BITS}-bit" for name, unit in BASELINE_UNITS.items()}
+
+
+def _baselines_energy(study: Study, ready: Prepared) -> Mapping[str, float]:
+    """Of the baselines' MACs under this net's numbers: those of its 8-bit words, rounded to each format."""
+    artifact = _post_training(build_datapath({"format": "8:8"}), study.evaluate.sample, None, ready)
+    found: Mapping[str, float] = _energy(artifact, ready).baselines
+    return found
 
 
 @lru_cache(maxsize=4)

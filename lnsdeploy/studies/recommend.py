@@ -16,9 +16,11 @@ from typing import Any
 from lnsdeploy.errors import BadValueError, UnknownNameError
 from lnsdeploy.files import dump_toml, make_folder, read_toml
 from lnsdeploy.studies.points import Outcome, evaluate, float_file
+from lnsdeploy.studies.pricing import require_tools
 from lnsdeploy.studies.search import Progress
-from lnsdeploy.studies.space import CHEAP, Point, Study, parse_study
+from lnsdeploy.studies.space import COSTS, Point, Study, parse_study
 from lnsdeploy.studies.study import show_value
+from lnsdeploy.training.arrays import names_arrays
 
 # What is tried without --space: every width from 3 to 8 with the usual γ, each kind of accumulation, table and Δ.
 SPACE: dict[str, Any] = {
@@ -63,7 +65,7 @@ class Candidate:
             "drop": _points(values.get("drop")),
             "held_out_accuracy": None if self.held_out is None else self.held_out.values.get("accuracy"),
             "held_out_drop": None if self.held_out is None else _points(self.held_out.values.get("drop")),
-            **{name: values.get(name) for name in CHEAP},
+            **{name: values.get(name) for name in COSTS},
             "reason": self.reason,
         }
 
@@ -178,11 +180,12 @@ def recommend(
     """
     from lnsdeploy.studies.search import Job, default_storage, search
 
-    if by not in CHEAP:
-        raise UnknownNameError("cost", by, CHEAP)
+    if by not in COSTS:
+        raise UnknownNameError("cost", by, COSTS)
     if not 0 <= max_drop <= 100:
         raise BadValueError(f"max_drop is in percentage points, 0 to 100, not {max_drop}")
     study = _study(Path(net), max_drop, data, data_dir, space, by)
+    require_tools(study.needed)
     with ExitStack() as stack:
         folder = make_folder(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         float_file(study, study.nets[0], folder)
@@ -211,6 +214,8 @@ def _study(
         if data is None:
             raise BadValueError(f"{net}: name the data set with labels that it is judged by: --data digits, or mnist …")
         entry |= {"file": str(net.absolute()), "data": data}
+    if names_arrays(entry["data"]) and data_dir is None:
+        entry["data"] = str(Path(entry["data"]).absolute())
     if data_dir is not None:
         entry["data_dir"] = str(Path(data_dir).absolute())
     chosen: Any = SPACE

@@ -5,6 +5,9 @@ follows from the study and from the results of earlier generations alone, so tha
 A trial is claimed by a compare-and-set in the database; the claim names host, process and the process's start, so that
 a process that was killed is known to be dead at once on its own machine, and by its silence on others. What it held is
 put into the queue again. Of several trials with one fingerprint only the first is run.
+
+Few trials wait at a time: every look at the queue reads all that are not finished, and a queue of a thousand would be
+read a thousand times.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +39,10 @@ BEAT = 15.0
 NAMELESS = 10.0
 # A point whose process died so often is given up.
 ATTEMPTS = 5
+# Trials that wait: these, and so many more for each worker.
+AHEAD, AHEAD_EACH = 8, 2
 _PAUSE = 0.2
+_DEAD = "its process ended"
 Progress = Callable[[int, int, str], None]
 
 
@@ -134,34 +140,52 @@ class Queue:
             trial.state == self.states.FAIL and ("void" in trial.user_attrs or "outcome" not in trial.user_attrs)
         )
 
-    def put(self, points: Sequence[tuple[int, Point]]) -> int:
-        """Queue what has no trial yet; points come with their place in the study. How many were queued."""
-        present = self.table()
+    def put(
+        self,
+        points: Sequence[tuple[int, Point]],
+        ahead: int | None = None,
+        present: Mapping[str, Sequence[Any]] | None = None,
+    ) -> int:
+        """Queue what has no trial yet; points come with their place in the study. How many were queued.
+
+        Args:
+            ahead: how many may wait, those that do already included; None for all.
+            present: what :meth:`table` has just given.
+        """
+        present = self.table() if present is None else present
+        waiting = sum(trial.state == self.states.WAITING for trials in present.values() for trial in trials)
+        missing = [(place, point) for place, point in points if point.fingerprint not in present]
+        deaths = self.deaths() if missing else {}
         count = 0
-        for place, point in points:
-            if point.fingerprint in present:
+        for place, point in missing:
+            outcome = self.known_elsewhere(point)
+            if deaths.get(point.fingerprint, 0) >= ATTEMPTS:
+                outcome = Outcome("failed", f"its process died {ATTEMPTS} times", {}, {}, {}, [])
+            if outcome is None and ahead is not None and waiting >= ahead:
                 continue
             attributes = {"fingerprint": point.fingerprint, "place": place, "point": json.dumps(point.to_dict())}
             state, values = self.states.WAITING, None
-            if (outcome := self.elsewhere.get(point.fingerprint)) is not None:
+            if outcome is not None:
                 attributes["outcome"] = json.dumps(outcome.to_dict())
                 state, values = self._final(outcome)
             self.trials_of.add_trial(self.optuna.trial.create_trial(state=state, values=values, user_attrs=attributes))
+            waiting += outcome is None
             count += 1
         return count
 
     def claim(self) -> Any | None:
         """A trial that this process is to run, or None if none waits."""
-        waiting = self.trials_of.get_trials(deepcopy=False, states=(self.states.WAITING,))
-        for trial in sorted(waiting, key=lambda t: t.user_attrs.get("place", 0)):
+        present = self.table()
+        waiting = [trial for trials in present.values() for trial in trials if trial.state == self.states.WAITING]
+        for trial in sorted(waiting, key=lambda t: (t.user_attrs["place"], t.number)):
             try:
                 if not self.storage.set_trial_state_values(trial._trial_id, self.states.RUNNING):
                     continue
                 self.say(trial, "claim", self.owner | {"beat": time.time()})
             except self.optuna.exceptions.UpdateFinishedTrialError:
                 continue
-            others = self.table().get(trial.user_attrs["fingerprint"], [])
-            if any(other.number < trial.number for other in others):
+            # a twin of a lower number was there when this one was made
+            if any(other.number < trial.number for other in present[trial.user_attrs["fingerprint"]]):
                 self.void(trial, "queued twice")
                 continue
             return trial
@@ -199,6 +223,13 @@ class Queue:
             for value, direction in zip(found, directions, strict=True)
         ]
 
+    def known_elsewhere(self, point: Point) -> Outcome | None:
+        """What another study has found out about a point, if it asked for all that this one needs."""
+        found = self.elsewhere.get(point.fingerprint)
+        if found is None or (found.state == "complete" and any(found.values.get(n) is None for n in self.study.needed)):
+            return None
+        return found
+
     @cached_property
     def elsewhere(self) -> dict[str, Outcome]:
         """What other studies in the storage have found out, by fingerprint; failures are tried again."""
@@ -217,7 +248,7 @@ class Queue:
         count = 0
         for trial in self.trials_of.get_trials(deepcopy=False, states=(self.states.RUNNING,)):
             if self.is_dead(trial):
-                self.void(trial, "its process ended")
+                self.void(trial, _DEAD)
                 count += 1
         return count
 
@@ -231,12 +262,14 @@ class Queue:
             return bool(_started(claim["pid"]) != claim["started"])
         return bool(time.time() - claim["beat"] > SILENCE)
 
-    def deaths(self, fingerprint: str) -> int:
-        """How often a process died over a point."""
-        return sum(
-            trial.user_attrs.get("fingerprint") == fingerprint and trial.user_attrs.get("void") == "its process ended"
-            for trial in self.trials_of.get_trials(deepcopy=False, states=(self.states.FAIL,))
-        )
+    def deaths(self) -> dict[str, int]:
+        """How often a process died over each point."""
+        found: dict[str, int] = {}
+        for trial in self.trials():
+            if trial.state == self.states.FAIL and trial.user_attrs.get("void") == _DEAD:
+                fingerprint = trial.user_attrs["fingerprint"]
+                found[fingerprint] = found.get(fingerprint, 0) + 1
+        return found
 
     def outcomes(self) -> list[tuple[int, Point, Outcome, Any]]:
         """What is finished, in the order of the study: place, point, outcome, trial."""
@@ -548,8 +581,13 @@ def search(
             known += list(enumerate(points, place))
             place += len(points)
             number += 1
-            queue.put(known)
-            while (done := _finished(queue, known)) < len(known):
+            while True:
+                looked = time.monotonic()
+                table = queue.table()
+                done = _finished(table, known)
+                if done == len(known):
+                    break
+                queue.put(known, AHEAD + AHEAD_EACH * workers, table)
                 if engine is None:
                     # only where there is something to do: torch takes seconds to load
                     if ray is not None:
@@ -558,8 +596,9 @@ def search(
                         engine = _Here(queue, job) if workers == 1 else _Processes(job, workers)
                 clock.tell(progress, done, len(known))
                 if not engine.step():
-                    _recover(queue, known)
-                    time.sleep(_PAUSE)
+                    queue.recover()
+                    # looking takes time from those who work
+                    time.sleep(max(_PAUSE, 10 * (time.monotonic() - looked)))
         finished = True
         clock.tell(progress, len(known), len(known))
         wanted = {point.fingerprint for _, point in known}
@@ -571,25 +610,8 @@ def search(
             engine.stop()
 
 
-def _finished(queue: Queue, known: Sequence[tuple[int, Point]]) -> int:
-    table = queue.table()
+def _finished(table: Mapping[str, Sequence[Any]], known: Sequence[tuple[int, Point]]) -> int:
     return sum(any(trial.state.is_finished() for trial in table.get(point.fingerprint, ())) for _, point in known)
-
-
-def _recover(queue: Queue, known: Sequence[tuple[int, Point]]) -> None:
-    """Queue again what dead processes held; what kills every process is given up."""
-    queue.recover()
-    present = queue.table()
-    for place, point in known:
-        if point.fingerprint in present:
-            continue
-        queue.put([(place, point)])
-        if queue.deaths(point.fingerprint) >= ATTEMPTS:
-            for trial in queue.table().get(point.fingerprint, []):
-                if queue.storage.set_trial_state_values(trial._trial_id, queue.states.RUNNING):
-                    queue.say(trial, "claim", queue.owner | {"beat": time.time()})
-                    reason = f"its process died {ATTEMPTS} times"
-                    queue.finish(trial, Outcome("failed", reason, {}, {}, {}, []))
 
 
 class _Clock:

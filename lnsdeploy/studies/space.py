@@ -34,20 +34,22 @@ from lnsdeploy.fields import check_choice
 from lnsdeploy.files import parse_toml, read_bytes
 from lnsdeploy.formats import LNSFormat
 from lnsdeploy.recipe import LayerRecipe, Match, Recipe
+from lnsdeploy.training.arrays import find_arrays, names_arrays
 
 # What may be measured of a point: how much of it is wanted, its unit.
 VALUES = {
     "accuracy": ("maximize", "share of right answers"),
     "drop": ("minimize", "share of right answers lost against float32"),
     "sqnr_db": ("maximize", "dB"),
-    "transistors": ("minimize", "transistors of a MAC"),
+    "transistors": ("minimize", "per MAC"),
     "depth": ("minimize", "gates"),
-    "energy": ("minimize", "of a MAC, relative"),
+    "energy": ("minimize", "transistor gates switched per product"),
     "table_bits": ("minimize", "bits"),
     "size_bytes": ("minimize", "bytes of weights"),
 }
-# Known from the datapath and the net alone, before anything is emulated.
-CHEAP = ("transistors", "depth", "energy", "table_bits", "size_bytes")
+# Costs. Energy alone needs the operands of the net itself, and Yosys; the others are known before anything is emulated.
+COSTS = ("transistors", "depth", "energy", "table_bits", "size_bytes")
+CHEAP = tuple(name for name in COSTS if name != "energy")
 ACCURACIES = ("post-training", "fine-tuned", "trained")
 METHODS = ("grid", "random", "tpe", "nsga2")
 BASELINES = ("float32", "int8", "int4", "fp8-e4m3", "fp8-e5m2")
@@ -73,7 +75,7 @@ class Net:
 
     Args:
         name: in tables and file names.
-        data, data_dir: the data set.
+        data, data_dir: the data set, by name or as an .npz file (:mod:`lnsdeploy.training.arrays`).
         model, seed, epochs, optimizer: of a training.
         run, file: a run directory, or a float ONNX file, instead of a training.
     """
@@ -93,10 +95,26 @@ class Net:
         """What decides its results; where the data lie does not."""
         table = {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k not in ("name", "data_dir")}
         if self.file is not None:
-            table["file"] = hashlib.sha256(read_bytes(self.file)).hexdigest()[:16]
+            table["file"] = _digest_of(Path(self.file))
         if self.run is not None:
-            table["run"] = hashlib.sha256(read_bytes(Path(self.run) / "weights.safetensors")).hexdigest()[:16]
+            table["run"] = _digest_of(Path(self.run) / "weights.safetensors")
+        if names_arrays(self.data):
+            table["data"] = _digest_of(find_arrays(self.data, None if self.data_dir is None else Path(self.data_dir)))
         return table
+
+
+def _digest_of(file: Path) -> str:
+    """16 hexadecimal digits of a file's bytes, which are read again only where the file has changed."""
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise BadFileError(f"cannot read {file}: {error.strerror or error}") from error
+    return _digest_at(file, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=64)
+def _digest_at(file: Path, changed: int, size: int) -> str:
+    return hashlib.sha256(read_bytes(file)).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -246,6 +264,11 @@ class Study:
             "spec": SPEC_VERSION,
         }
         return _digest(parts)
+
+    @cached_property
+    def needed(self) -> frozenset[str]:
+        """Values that it is decided by."""
+        return frozenset({*self.objectives, *(constraint.value for constraint in self.constraints)})
 
     @cached_property
     def dimensions(self) -> dict[str, tuple[Choice, ...]]:
@@ -547,6 +570,8 @@ def _net(entry: Any, folder: Path) -> Net:
     places: dict[str, Any] = {
         k: str(folder / v) for k in ("file", "run", "data_dir") if (v := getattr(net, k)) is not None
     }
+    if names_arrays(net.data) and net.data_dir is None:
+        places["data"] = str(folder / net.data)
     return dataclasses.replace(net, **places)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,8 +14,10 @@ from typing import Any
 from lnsdeploy.errors import BadFileError
 from lnsdeploy.files import make_folder, write_json, write_text
 from lnsdeploy.studies.points import Outcome, float_file, float_name, histograms
+from lnsdeploy.studies.pricing import require_tools
 from lnsdeploy.studies.search import Job, Progress, default_storage, search
 from lnsdeploy.studies.space import VALUES, Point, Study, load_study
+from lnsdeploy.training.arrays import names_arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +69,15 @@ class StudyResult:
                 + " ".join(f"{show_value(name, point['values'].get(name)):>12}" for name in names)
                 for point in shown
             ]
+        wrong = [point for point in self.points if point["state"] == "failed"]
+        lines += [f"{point['net']:<16} {point['label']:<34} failed: {point['reason']}" for point in wrong[:MAX_TOLD]]
+        if len(wrong) > MAX_TOLD:
+            lines.append(f"and {len(wrong) - MAX_TOLD} more failed")
         return "\n".join(lines)
 
 
+# Failed points whose reasons are printed.
+MAX_TOLD = 5
 STATES = ("complete", "pruned", "infeasible", "failed")
 
 
@@ -126,6 +135,7 @@ def run_study(
         study, base = source, folder or Path()
     else:
         study, base = load_study(source, data_dir=data_dir), Path(source).parent
+    require_tools(study.needed)
     target = make_folder(out)
     for net in study.nets:
         # once, before workers wait for one another; and a net that is wrong ends the study at once
@@ -239,10 +249,11 @@ def _command(study: Study, point: Point) -> str:
     if point.datapath is None:
         return ""
     net = study.net(point.net)
-    line = ["lnsdeploy", "export", f"nets/{float_name(net)}", "--datapath", "point.toml", "--calibration", net.data]
+    data = str(Path(net.data).absolute()) if names_arrays(net.data) and net.data_dir is None else net.data
+    line = ["lnsdeploy", "export", f"nets/{float_name(net)}", "--datapath", "point.toml", "--calibration", data]
     line += ["--sample", str(study.evaluate.sample), "-o", "point.lns.onnx"]
     where = [] if net.data_dir is None else ["--data-dir", net.data_dir]
-    again = ["lnsdeploy", "emulate", "point.lns.onnx", "--data", net.data]
+    again = ["lnsdeploy", "emulate", "point.lns.onnx", "--data", data]
     return f"{shlex.join([*line, *where])} && {shlex.join([*again, *where])}"
 
 
@@ -271,7 +282,7 @@ def mark_front(points: Sequence[dict[str, Any]], objectives: Mapping[str, str]) 
 
 
 def _delta_tables(study: Study, found: Sequence[tuple[int, Point, Outcome, Any]]) -> list[dict[str, Any]]:
-    """The Δ⁺ tables that log points used, once each, beside the exact one; at most eight."""
+    """The Δ⁺ tables that log points used, once each, beside the real function; at most eight."""
     from lnsdeploy.delta import Exact
 
     made: dict[str, dict[str, Any]] = {}
@@ -285,15 +296,16 @@ def _delta_tables(study: Study, found: Sequence[tuple[int, Point, Outcome, Any]]
         if label in made:
             continue
         got = [int(v) for v in log.delta.tables(gamma).plus]
-        exact = [int(v) for v in Exact().tables(gamma).plus]
-        length = min(max(len(got), len(exact)), 16 * gamma)
-        got, exact = ((v + [0] * length)[:length] for v in (got, exact))
+        length = min(max(len(got), len(Exact().tables(gamma).plus)), 16 * gamma)
+        got = (got + [0] * length)[:length]
+        exact = [round(gamma * math.log2(1 + 2 ** (-d / gamma)), 4) for d in range(length)]
         made[label] = {
             "label": label,
+            "gamma": gamma,
             "d": list(range(length)),
             "approximation": got,
             "exact": exact,
-            "ulp": [a - b for a, b in zip(got, exact, strict=True)],
+            "ulp": [round(a - b, 4) for a, b in zip(got, exact, strict=True)],
         }
     return list(made.values())
 

@@ -43,6 +43,7 @@ from lnsdeploy.studies.page import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 KINDS = ("lns", "float32", "int", "fp8")
@@ -52,12 +53,13 @@ PARTS = ("multiplier", "tables", "accumulator", "converters")
 # name, title, unit, which way is better; in the order of the axes' menus and of the table's columns.
 METRICS: tuple[tuple[str, str, str, str], ...] = (
     ("accuracy", "Accuracy", "%", "maximize"),
+    ("drop", "Drop", "pp", "minimize"),
     ("sqnr_db", "SQNR", "dB", "maximize"),
     ("transistors", "Transistors", "", "minimize"),
     ("area", "Area", "µm²", "minimize"),
     ("depth", "Depth", "gates", "minimize"),
     ("energy", "Energy", "", "minimize"),
-    ("table_bits", "Table bits", "bits", "minimize"),
+    ("table_bits", "Table bits", "", "minimize"),
     ("size_bytes", "Model size", "bytes", "minimize"),
 )
 
@@ -67,6 +69,10 @@ HOLDS = 0.5
 SHOWN_ROWS = 24
 # Parameters with more different values than this do not colour the charts: there are no more marks to tell apart.
 GROUPS = 8
+# Values that are shares, and shown in per cent.
+SHARES = ("accuracy", "drop")
+# A signal-to-noise ratio of this or more means that there is no noise.
+EXACT_DB = 999
 _HATCHES = ("", "////", "....", "xxxx")
 
 
@@ -174,6 +180,7 @@ def _point(where: str, record: object) -> dict[str, Any]:
         },
         "format": _string(f"{where}.format", given.get("format")),
         "datapath": _string(f"{where}.datapath", given.get("datapath")),
+        "description": _string(f"{where}.description", given.get("description")),
         "datapath_toml": _string(f"{where}.datapath_toml", given.get("datapath_toml")),
         "fingerprint": _string(f"{where}.fingerprint", given.get("fingerprint")),
         "values": values,
@@ -200,9 +207,11 @@ def normalise(results: Mapping[str, Any]) -> dict[str, Any]:
             - ``constraints``: texts, or mappings;
             - ``points``: of ``id`` (int, once each), ``kind`` (of :data:`KINDS`), ``label``, ``state`` (of
               :data:`STATES`), ``reason``, ``net``, ``parameters`` (flat), ``format`` (``"8:8"``), ``datapath``,
+              ``description``,
               ``datapath_toml``, ``fingerprint``, ``values`` and ``ranges`` (by metric; accuracy is a share),
               ``breakdown`` (transistors by part), ``layers`` (``name``, ``sqnr_db``), ``command``, ``pareto``;
-            - ``delta_tables``: of ``label`` and equally long ``d``, ``approximation``, ``exact``, ``ulp``;
+            - ``delta_tables``: of ``label``, ``gamma`` (codes an octave, where all are to be drawn over octaves) and
+              equally long ``d``, ``approximation``, ``exact``, ``ulp``;
             - ``histograms``: of ``layer``, ``kind``, ``codes``, ``counts``.
 
             ``study.name`` and each point's ``id``, ``kind`` and ``state`` must be there.
@@ -235,7 +244,10 @@ def normalise(results: Mapping[str, Any]) -> dict[str, Any]:
     for i, record in enumerate(_list(given, "delta_tables")):
         where = f"delta_tables[{i}]"
         record = _mapping_of(where, record)
-        table = {"label": _string(f"{where}.label", record.get("label"), str(i))}
+        table = {
+            "label": _string(f"{where}.label", record.get("label"), str(i)),
+            "gamma": _number_or_none(f"{where}.gamma", record.get("gamma")),
+        }
         columns = ("d", "approximation", "exact", "ulp")
         tables.append(table | {key: _numbers(f"{where}.{key}", record.get(key)) for key in columns})
         _same_length(where, tables[-1], columns)
@@ -318,10 +330,9 @@ def _metrics(results: Mapping[str, Any]) -> list[dict[str, str]]:
         title, unit, direction = known.get(name, (name, "", "minimize"))
         if name in objectives:
             direction = objectives[name]["direction"]
-            unit = unit if name == "accuracy" else objectives[name]["unit"] or unit
+            unit = unit if name in SHARES else objectives[name]["unit"] or unit
         # "transistors" of transistors says nothing
-        if unit.casefold() == title.casefold():
-            unit = ""
+        unit = re.sub(rf"^{re.escape(title)}\b\s*", "", unit, flags=re.IGNORECASE)
         found.append({"name": name, "title": title, "unit": unit, "direction": direction})
     return found
 
@@ -452,6 +463,8 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
         "states": {state: sum(point["state"] == state for point in points) for state in STATES},
         "sqnr_limits": [max(0.0, math.floor(min(sqnr))), max(1.0, math.ceil(min(max(sqnr), 60)))] if sqnr else [0, 1],
         "shown_rows": SHOWN_ROWS,
+        "shares": list(SHARES),
+        "exact_db": EXACT_DB,
     }
 
 
@@ -461,10 +474,12 @@ def _value(value: float | int | None, name: str) -> str:
         return "–"
     if name == "accuracy":
         return _percent(float(value))
+    if name == "drop":
+        return f"{100 * value:.2f}".replace("-", MINUS)
     if name == "sqnr_db":
-        return f"{value:.1f}".replace("-", MINUS)
-    if float(value).is_integer():
-        return _count(int(value))
+        return "exact" if value >= EXACT_DB else f"{value:.1f}".replace("-", MINUS)
+    if float(value).is_integer() or abs(value) >= 1000:
+        return _count(round(value)).replace("-", MINUS)
     return f"{value:.4g}".replace("-", MINUS)
 
 
@@ -615,17 +630,23 @@ def _tables(results: Mapping[str, Any], view: Mapping[str, Any]) -> dict[str, st
 
 def _svg(figure: Figure) -> bytes:
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.BytesIO()
+    before = figure.canvas
     # Ids of a drawing are otherwise random, and its date that of its making.
     with matplotlib.rc_context({"svg.hashsalt": "lnsdeploy", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    figure.set_canvas(before)
     return buffer.getvalue()
 
 
 def _both(name: str, figure: Figure) -> dict[str, bytes]:
     from lnsdeploy.studies.page import _png
 
+    # Laid out once for both files: measuring every text takes longer than drawing.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     return {f"{name}.png": _png(figure), f"{name}.svg": _svg(figure)}
 
 
@@ -636,7 +657,7 @@ def _nothing(text: str) -> Figure:
 
 
 def _scaled(values: Sequence[float | int | None], name: str) -> list[float]:
-    factor = 100 if name == "accuracy" else 1
+    factor = 100 if name in SHARES else 1
     return [math.nan if value is None else factor * float(value) for value in values]
 
 
@@ -700,6 +721,7 @@ def _front_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figur
             zorder=2,
             label="front of the LNS points",
         )
+        lines_at: list[tuple[float, str]] = []
         for i in net["baselines"]:
             point = points[i]
             y = point["values"].get("accuracy")
@@ -708,14 +730,7 @@ def _front_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figur
                 continue
             if x is None:
                 axes.axhline(100 * y, color="0.35", lw=1, dashes=(5, 3))
-                axes.annotate(
-                    _plain(point["label"]),
-                    (1, 100 * y),
-                    xycoords=("axes fraction", "data"),
-                    fontsize=8,
-                    ha="right",
-                    va="bottom",
-                )
+                lines_at.append((100 * y, _plain(point["label"], 16)))
                 continue
             axes.plot(
                 [x],
@@ -728,8 +743,20 @@ def _front_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figur
                 mew=1.4,
                 zorder=5,
             )
-            axes.annotate(_plain(point["label"]), (x, 100 * y), xytext=(7, -3), textcoords="offset points", fontsize=8)
-        axes.set_xscale("log" if min([p["values"][cost] for p in line] or [0]) > 0 else "linear")
+            axes.annotate(
+                _plain(point["label"], 16),
+                (x, 100 * y),
+                xytext=(0, 8),
+                textcoords="offset points",
+                fontsize=8,
+                ha="center",
+                annotation_clip=False,
+            )
+        priced = [p["values"][cost] for p in results["points"] if p["values"].get(cost) is not None]
+        axes.set_xscale("log" if min(priced, default=0) > 0 else "linear")
+        if axes.get_xscale() == "log":
+            _thousands(axes.xaxis, max(priced) / min(priced))
+        _beside(axes, lines_at)
         axes.set_title(_plain(net["name"]))
         axes.set_xlabel(_axis_title(metrics[cost]))
         axes.grid(color="0.9", lw=0.8)
@@ -738,6 +765,30 @@ def _front_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figur
     _legend(figure)
     figure.suptitle(_plain(results["study"]["name"], 90), fontsize=12)
     return figure
+
+
+def _thousands(axis: Axis, ratio: float) -> None:
+    """Ticks of a logarithmic axis as 500, 2 k, 5 k; the fewer decades, the more of them."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    def text(value: float, _: object) -> str:
+        return f"{value / 1e6:g} M" if value >= 1e6 else f"{value / 1e3:g} k" if value >= 1e3 else f"{value:g}"
+
+    subs = (1.0,) if ratio > 1500 else (1.0, 2.0, 5.0) if ratio > 5 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+    axis.set_major_locator(LogLocator(10, subs))
+    axis.set_major_formatter(FuncFormatter(text))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _beside(axes: Axes, names: Sequence[tuple[float, str]]) -> None:
+    """Names of horizontal lines, right of the chart, the upper first, each below the one before."""
+    low, high = axes.get_ylim()
+    last = math.inf
+    for y, name in sorted(names, reverse=True):
+        at = min((y - low) / (high - low), last - 0.035)
+        last = at
+        axes.text(1.01, at, name, transform=axes.transAxes, fontsize=8, ha="left", va="center")
 
 
 def _legend(figure: Figure) -> None:
@@ -904,9 +955,8 @@ def _layers_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figu
     return figure
 
 
-def _steps(axes: Axes, table: Mapping[str, Any], name: str, index: int, **options: Any) -> None:
-    values = [math.nan if value is None else value for value in table[name]]
-    axes.plot(table["d"], values, color=COLOURS[index % 7], ls=DASHES[index % len(DASHES)], **options)
+def _over(values: Sequence[float | int | None], unit: float) -> list[float]:
+    return [math.nan if value is None else value / unit for value in values]
 
 
 def _delta_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figure:
@@ -915,16 +965,22 @@ def _delta_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> Figur
         return _nothing("No point adds in the logarithm: there are no Δ tables.")
     figure = _figure(9.5, 4.2)
     upper, lower = figure.subplots(1, 2)
+    # Tables of several resolutions lie on one curve only over octaves.
+    octaves = len(tables) > 1 and all(table["gamma"] for table in tables)
     for index, table in enumerate(tables):
-        exact = [math.nan if value is None else value for value in table["exact"]]
-        upper.plot(table["d"], exact, color="0.7", lw=3, zorder=1, label="exact" if index == 0 else None)
-        _steps(upper, table, "approximation", index, lw=1.4, label=_plain(table["label"]))
-        _steps(lower, table, "ulp", index, lw=1.4)
+        unit = table["gamma"] if octaves else 1
+        d = _over(table["d"], unit)
+        style: dict[str, Any] = {"color": COLOURS[index % 7], "ls": DASHES[index % len(DASHES)], "lw": 1.4}
+        upper.plot(d, _over(table["exact"], unit), color="0.75", lw=4, zorder=1, label="exact" if index == 0 else None)
+        upper.plot(d, _over(table["approximation"], unit), label=_plain(table["label"]), **style)
+        lower.plot(d, _over(table["ulp"], 1), **style)
     lower.axhline(0, color="0.5", lw=0.8)
+    what = "octaves" if octaves else "codes"
     upper.set_title("Δ(d): approximation and exact")
+    upper.set_ylabel(f"Δ ({what})")
     lower.set_title("error (units of the last place)")
     for axes in (upper, lower):
-        axes.set_xlabel("d (codes)")
+        axes.set_xlabel(f"d ({what})")
         axes.grid(color="0.92", lw=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     _legend(figure)
@@ -943,8 +999,20 @@ def _histogram_picture(results: Mapping[str, Any], view: Mapping[str, Any]) -> F
         index = 0 if record["kind"] == "weights" else 1
         codes = [math.nan if code is None else code for code in record["codes"]]
         counts = [count or 0 for count in record["counts"]]
-        axes.bar(codes, counts, width=1.0, color=COLOURS[index], hatch=_HATCHES[index], edgecolor="white", lw=0.2)
+        # one path a panel, where a bar for each code would be a hundred
+        low, high = (min(known), max(known)) if (known := [c for c in codes if not math.isnan(c)]) else (0, 0)
+        heights = dict(zip(codes, counts, strict=True))
+        axes.stairs(
+            [heights.get(code, 0) for code in range(int(low), int(high) + 1)],
+            [code - 0.5 for code in range(int(low), int(high) + 2)],
+            fill=True,
+            facecolor=COLOURS[index],
+            hatch=_HATCHES[index],
+            edgecolor="white",
+            lw=0,
+        )
         axes.set_title(f"{_plain(record['layer'], 24)}: {record['kind']}", fontsize=8)
+        axes.locator_params(nbins=5)
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(histograms) :]:

@@ -1,4 +1,4 @@
-"""Data sets: the real digits that come with scikit-learn, files in the IDX layout of MNIST, CIFAR, image folders."""
+"""Data sets: the real digits of scikit-learn, files in the IDX layout of MNIST, CIFAR, image folders, arrays."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from lnsdeploy.errors import BadFileError, BadTypeError, BadValueError, MissingDependencyError, UnknownNameError
 from lnsdeploy.formats import random_bytes
+from lnsdeploy.training.arrays import find_arrays, names_arrays, read_arrays
 from lnsdeploy.training.cifar import find_cifar, read_cifar
 from lnsdeploy.training.pictures import read_picture
 
@@ -111,6 +112,7 @@ def load_data(name: str, data_dir: str | os.PathLike[str] | None = None, *, imag
     they are published, unpacked.
     ``folder``: photographs in ``train/CLASS/*`` and ``val/CLASS/*`` (or ``test``) of `data_dir`, or in ``CLASS/*``,
     where a fifth of each class is for testing, always the same. They are cut to squares and scaled.
+    ``FILE.npz``: a data set of one's own, of any shape: the arrays ``train_x``, ``train_y``, ``test_x``, ``test_y``.
 
     Args:
         data_dir: the folder with the files, or with a folder `name` (or of the published name) that holds them. By
@@ -122,14 +124,16 @@ def load_data(name: str, data_dir: str | os.PathLike[str] | None = None, *, imag
         BadFileError: files are missing (the message says where they were looked for) or damaged.
         MissingDependencyError: scikit-learn, or Pillow for folders, is needed and not installed.
     """
-    if name not in data_names():
-        raise UnknownNameError("data set", name, data_names())
+    if name not in data_names() and not names_arrays(name):
+        raise UnknownNameError("data set", name, [*data_names(), "FILE.npz"])
     if data_dir is not None and not isinstance(data_dir, (str, os.PathLike)):
         raise BadTypeError(f"data_dir must be a path, not {data_dir!r}")
     if name == FOLDER:
         return _load_folder(None if data_dir is None else Path(data_dir), image_size or _IMAGE_SIZE)
     if image_size is not None:
         raise BadValueError(f"image_size belongs to data of the kind {FOLDER!r}; {name} has images of its own size")
+    if names_arrays(name):
+        return _load_arrays(name, None if data_dir is None else Path(data_dir))
     return _LOADERS[name](name, None if data_dir is None else Path(data_dir))
 
 
@@ -352,6 +356,16 @@ def read_idx(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     except OSError as error:
         raise BadFileError(f"cannot read {file}: {error.strerror or error}") from error
     return np.frombuffer(b"".join(pieces), dtype=np.uint8).reshape(shape)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Arrays
+
+
+def _load_arrays(name: str, data_dir: Path | None) -> Dataset:
+    file = find_arrays(name, data_dir)
+    arrays, classes = read_arrays(file)
+    return Dataset(*(arrays[key] for key in ("train_x", "train_y", "test_x", "test_y")), classes, name, str(file))
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from lnsdeploy.fields import check_choice, check_integer, check_string
 from lnsdeploy.files import dump_toml, read_bytes, read_safetensors, read_toml, write_safetensors, write_text
 from lnsdeploy.formats import METHODS, LNSFormat, LNSTensor, Method
 from lnsdeploy.recipe import FLOAT, GRANULARITIES, Granularity, LayerRecipe, Recipe
+from lnsdeploy.training.arrays import names_arrays
 from lnsdeploy.training.data import Dataset, data_names, load_data
 from lnsdeploy.training.layers import prepare_
 from lnsdeploy.training.madam import upper_words
@@ -154,7 +155,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_string("data", self.data)
-        if not is_text(self.data):
+        if not is_text(self.data) and not names_arrays(self.data):
             check_choice("data", self.data, data_names())
         check_string("model", self.model)
         if not is_model_name(self.model):

@@ -88,6 +88,7 @@ const page = (function () {
         font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif", size: 13, color: shade.text },
         margin: { l: 60, r: 16, t: 12, b: 50 },
         showlegend: false,
+        separators: ".\u202f",
         hovermode: "closest",
         hoverlabel: { bgcolor: shade.hover, bordercolor: shade.soft, font: { color: shade.text, size: 12.5 }, align: "left" },
         modebar: { bgcolor: "rgba(0,0,0,0)", color: shade.soft, activecolor: shade.text },

@@ -17,13 +17,16 @@
   const hidden = new Set(); // groups whose marks are not shown
 
   const metricOf = (name) => metrics.get(name) || { name: name, title: name, unit: "", direction: "minimize" };
-  const has = (point, name) => point.values[name] !== null && point.values[name] !== undefined;
-  const scaled = (value, name) => (name === "accuracy" ? 100 * value : value);
+  // Without noise there is no ratio to draw.
+  const has = (point, name) => point.values[name] !== null && point.values[name] !== undefined && !(name === "sqnr_db" && point.values[name] >= view.exact_db);
+  const scaled = (value, name) => (view.shares.includes(name) ? 100 * value : value);
   function shown(value, name) {
     if (value === null || value === undefined) return "–";
     if (name === "accuracy") return percent(value);
+    if (name === "drop") return (100 * value).toFixed(2).replace("-", MINUS);
     if (name === "sqnr_db") return value.toFixed(1).replace("-", MINUS);
-    return (Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(4)))).replace("-", MINUS);
+    const whole = Number.isInteger(value) || Math.abs(value) >= 1000;
+    return (whole ? Math.round(value).toLocaleString("en").replace(/,/g, "\u202f") : String(Number(value.toPrecision(4)))).replace("-", MINUS);
   }
   function withUnit(value, name) {
     const unit = metricOf(name).unit;
@@ -132,15 +135,16 @@
     const room = 0.07 * (high - low) || (log ? 0.1 : Math.max(Math.abs(high) * 0.05, 0.5));
     return [low - room, high + 1.4 * room];
   }
-  // Of a logarithmic axis: 1, 2 and 5 of each decade, or only 1 where there are many.
+  // Of a logarithmic axis: the more digits of each decade, the fewer decades there are.
   function ticks(list, name, log) {
     if (!log || !list.length) return { nticks: 9 };
     const values = list.map((point) => point.values[name]);
     const low = Math.min.apply(null, values), high = Math.max.apply(null, values);
-    const many = Math.log10(high / low) > 3.2;
+    const decades = Math.log10(high / low);
+    const digits = decades > 3.2 ? [1] : decades > 1.4 ? [1, 2, 5] : decades > 0.7 ? [1, 1.5, 2, 3, 4, 5, 7] : [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9];
     const at = [];
     for (let power = Math.floor(Math.log10(low)) - 1; power <= Math.ceil(Math.log10(high)); power += 1) {
-      (many ? [1] : [1, 2, 5]).forEach((digit) => at.push(digit * Math.pow(10, power)));
+      digits.forEach((digit) => at.push(digit * Math.pow(10, power)));
     }
     const text = (value) => (value >= 1e6 ? value / 1e6 + " M" : value >= 1e3 ? (value / 1e3).toLocaleString("en") + " k" : String(Number(value.toPrecision(3))));
     return { tickvals: at, ticktext: at.map(text) };
@@ -164,6 +168,17 @@
       const way = ways.slice(here[0] > 0.86 ? 1 : 0).find((name) => !taken.includes(name)) || ways[0];
       placed.push({ here: here, way: way });
       return way;
+    });
+  }
+  // Names at the edge of a chart of so many pixels, moved so that none lies on another.
+  function apart(annotations, range, pixels) {
+    if (!range) return;
+    let last = -Infinity;
+    annotations.sort((a, b) => b.y - a.y).forEach((note) => {
+      const at = ((range[1] - note.y) / (range[1] - range[0] || 1)) * pixels;
+      const moved = Math.max(at, last + 14);
+      note.yshift = at - moved;
+      last = moved;
     });
   }
   function errors(list, name, thin) {
@@ -244,10 +259,11 @@
       net.baselines.map((id) => points.get(id)).filter((point) => has(point, y) && !has(point, x)).forEach((point) => {
         const at = logY ? Math.log10(point.values[y]) : scaled(point.values[y], y);
         shapes.push({ type: "line", layer: "below", xref: "paper", x0: 0, x1: 1, y0: scaled(point.values[y], y), y1: scaled(point.values[y], y), line: { color: shade.text, width: 1.2, dash: "5px,4px" } });
-        annotations.push({ xref: "paper", x: 1, xanchor: "right", y: at, yanchor: "bottom", showarrow: false, text: plain(short(point.label, 18)), font: { size: 12, color: shade.text } });
+        annotations.push({ xref: "paper", x: 1, xanchor: "left", xshift: 5, y: at, yanchor: "middle", showarrow: false, text: plain(short(point.label, 12)), font: { size: 11.5, color: shade.text } });
       });
+      apart(annotations, rangeY, 470 - 92);
       put(element, traces, layoutOf({
-        height: 470, minwidth: 320, margin: { l: 62, r: 22, t: 36, b: 56 }, dragmode: "select", clickmode: "event", shapes: shapes, annotations: annotations,
+        height: 470, minwidth: 320, margin: { l: 62, r: shapes.length ? 74 : 22, t: 36, b: 56 }, dragmode: "select", clickmode: "event", shapes: shapes, annotations: annotations,
         xaxis: { title: { text: plain(title(x)), standoff: 10 }, type: logX ? "log" : "linear", range: rangeX, showline: true, ...ticks(everything, x, logX) },
         yaxis: { title: { text: plain(title(y)), standoff: 8 }, type: logY ? "log" : "linear", range: rangeY, ...ticks(everything, y, logY) },
       }));
@@ -311,17 +327,21 @@
         shapes.push({ type: "line", layer: "below", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: { color: shade.text, width: 1.3, dash: "5px,4px" } });
         annotations.push({ xref: "paper", x: 1, xanchor: "left", xshift: 5, y: y, yanchor: "middle", showarrow: false, text: plain(short(p.label, 10)), font: { size: 11.5, color: shade.text } });
       });
+      const ys = lns.concat(placed, baselines).flatMap((p) => (p.ranges.accuracy || [p.values.accuracy]).map((v) => 100 * v));
+      const rangeY = pad(ys, false);
+      if (rangeY) rangeY[1] = Math.min(rangeY[1], 101);
+      apart(annotations, rangeY, 430 - 92);
       // Baselines of one width stand beside each other.
       const offsets = placed.map((p, i) => 0.18 + 0.16 * placed.slice(0, i).filter((q) => bitsOf(q) === bitsOf(p)).length);
       lines.push({
-        x: placed.map((p, i) => bitsOf(p) + offsets[i]), y: placed.map((p) => 100 * p.values.accuracy), type: "scatter", mode: "markers",
+        x: placed.map((p, i) => bitsOf(p) + offsets[i]), y: placed.map((p) => 100 * p.values.accuracy), type: "scatter", mode: "markers", cliponaxis: false,
         marker: { symbol: placed.map((p) => BASELINES[p.kind]), size: 12, color: shade.card, line: { color: shade.text, width: 1.7 } },
         error_y: errors(placed, "accuracy", shade.soft), hoverinfo: "text", hovertext: placed.map((p) => hover(p, "baseline")),
       });
       put(element, bands.concat(dots, lines), layoutOf({
         height: 430, minwidth: 320, margin: { l: 62, r: 66, t: 36, b: 56 }, shapes: shapes, annotations: annotations,
-        xaxis: { title: { text: "word width (bits)", standoff: 10 }, range: [widths[0] - 0.5, widths[widths.length - 1] + 0.7], tickvals: widths, showgrid: false, showline: true },
-        yaxis: { title: { text: "accuracy (%)", standoff: 8 }, nticks: 9, rangemode: "normal" },
+        xaxis: { title: { text: "word width (bits)", standoff: 10 }, range: [widths[0] - 0.5, widths[widths.length - 1] + Math.max(0.7, 0.25 + Math.max.apply(null, offsets.concat([0])))], tickvals: widths, showgrid: false, showline: true },
+        yaxis: { title: { text: "accuracy (%)", standoff: 8 }, nticks: 9, range: rangeY },
       }));
     });
   }
@@ -373,7 +393,7 @@
       })), layoutOf({
         height: 27 * rows.length + 110, minwidth: labelWidth(rows) + 260, margin: { l: 60, r: 64, t: 40, b: 52 }, barmode: "stack", bargap: 0.28,
         annotations: total.map((sum, i) => ({ x: Math.min(sum, end), y: i, xanchor: "left", xshift: 4, yanchor: "middle", showarrow: false, text: (sum > end ? "▸ " : "") + shown(sum), font: { size: 11.5, color: ink().text } })),
-        xaxis: { title: { text: "transistors", standoff: 8 }, range: [0, end], showline: true },
+        xaxis: { title: { text: "transistors", standoff: 8 }, range: [0, end], showline: true, tickformat: ",~r", nticks: 8 },
         yaxis: { range: [rows.length - 0.5, -0.5], tickvals: rows.map((p, i) => i), ticktext: names, showgrid: false, showline: false, ticks: "", ticklabelstandoff: 6 },
       }));
     });
@@ -402,7 +422,8 @@
         labels.text.push(value === null ? "–" : value.toFixed(1).replace("-", MINUS));
         labels.colours.push(value === null ? ink().soft : onColour(CIVIDIS, (value - low) / (high - low)));
       }));
-      const columnWidth = Math.max.apply(null, [48].concat(net.layers.map((name) => 12 + 6.8 * Math.min(name.length, 18))));
+      const slanted = net.layers.length > 7; // names that stand aslant need no width of their own
+      const columnWidth = slanted ? 50 : Math.max.apply(null, [48].concat(net.layers.map((name) => 12 + 6.8 * Math.min(name.length, 18))));
       put(element, [
         {
           type: "heatmap", z: z, xgap: 2, ygap: 2, colorscale: CIVIDIS, zmin: low, zmax: high, hoverinfo: "text",
@@ -412,7 +433,7 @@
         { type: "scatter", mode: "text", x: labels.x, y: labels.y, text: labels.text, textfont: { size: 12, color: labels.colours }, hoverinfo: "skip" },
       ], layoutOf({
         height: 26 * rows.length + 110, minwidth: labelWidth(rows) + 100 + columnWidth * net.layers.length, margin: { l: 60, r: 20, t: 86, b: 12 }, plot_bgcolor: ink().blank,
-        xaxis: { side: "top", range: [-0.5, net.layers.length - 0.5], tickvals: net.layers.map((_, j) => j), ticktext: net.layers.map((name) => plain(name.length > 18 ? "…" + name.slice(-17) : name)), showgrid: false, showline: false, ticks: "", tickangle: net.layers.length > 7 ? -35 : 0 },
+        xaxis: { side: "top", range: [-0.5, net.layers.length - 0.5], tickvals: net.layers.map((_, j) => j), ticktext: net.layers.map((name) => plain(name.length > 18 ? "…" + name.slice(-17) : name)), showgrid: false, showline: false, ticks: "", tickangle: slanted ? -35 : 0 },
         yaxis: { range: [rows.length - 0.5, -0.5], tickvals: rows.map((_, i) => i), ticktext: names, showgrid: false, showline: false, ticks: "", ticklabelstandoff: 6 },
       }));
     });
@@ -435,14 +456,19 @@
       legend.append(span);
     });
     const text = (item, i) => "<b>" + plain(item[0].label) + "</b><br>d = " + item[0].d[i] + "<br>made " + item[0].approximation[i] + "<br>exact " + (item[0].exact[i] === null ? "–" : Number(item[0].exact[i].toPrecision(6))) + "<br>error " + (item[0].ulp[i] === null ? "–" : String(Number(item[0].ulp[i].toPrecision(3))).replace("-", MINUS)) + " ulp";
+    // Tables of several resolutions lie on one curve only over octaves.
+    const octaves = list.length > 1 && list.every((item) => item[0].gamma);
+    const unit = (item) => (octaves ? item[0].gamma : 1);
+    const over = (item, values) => values.map((value) => (value === null ? null : value / unit(item)));
+    const few = list.length === 1 && list[0][0].d.length <= 64;
     const trace = (item, field) => ({
-      x: item[0].d, y: item[0][field], type: "scatter", mode: item[0].d.length > 64 ? "lines" : "lines+markers", line: line(item[1]),
+      x: over(item, item[0].d), y: field === "ulp" ? item[0].ulp : over(item, item[0][field]), type: "scatter", mode: few ? "lines+markers" : "lines", line: line(item[1]),
       marker: { symbol: SYMBOLS[item[1] % 8], size: 5, color: colour(item[1]) }, hoverinfo: "text", hovertext: item[0].d.map((_, i) => text(item, i)),
     });
-    const exact = list.map((item) => ({ x: item[0].d, y: item[0].exact, type: "scatter", mode: "lines", line: { color: shade.soft, width: 5 }, opacity: 0.35, hoverinfo: "skip" }));
+    const exact = list.map((item) => ({ x: over(item, item[0].d), y: over(item, item[0].exact), type: "scatter", mode: "lines", line: { color: shade.soft, width: 5 }, opacity: 0.35, hoverinfo: "skip" }));
     const axes = { height: 380, minwidth: 320, margin: { l: 56, r: 16, t: 36, b: 52 } };
-    const across = { title: { text: "d (codes)", standoff: 8 }, showline: true };
-    put(byId("delta-values"), exact.concat(list.map((item) => trace(item, "approximation"))), layoutOf(Object.assign({ xaxis: across, yaxis: { title: { text: "Δ (codes)", standoff: 6 } } }, axes)));
+    const across = { title: { text: octaves ? "d (octaves)" : "d (codes)", standoff: 8 }, showline: true };
+    put(byId("delta-values"), exact.concat(list.map((item) => trace(item, "approximation"))), layoutOf(Object.assign({ xaxis: across, yaxis: { title: { text: octaves ? "Δ (octaves)" : "Δ (codes)", standoff: 6 } } }, axes)));
     put(byId("delta-errors"), list.map((item) => trace(item, "ulp")), layoutOf(Object.assign({ xaxis: across, yaxis: { title: { text: "error (ulp)", standoff: 6 }, zeroline: true, zerolinecolor: shade.soft } }, axes)));
   }
   function drawCodes() {
@@ -457,7 +483,7 @@
       hoverinfo: "text", hovertext: record.codes.map((code, i) => "code " + code + "<br>" + shown(record.counts[i]) + " words (" + ((100 * (record.counts[i] || 0)) / (total || 1)).toPrecision(3) + " %)"),
     }], layoutOf({
       height: 330, minwidth: 320, margin: { l: 62, r: 16, t: 14, b: 52 }, bargap: 0.06,
-      xaxis: { title: { text: "code of " + record.kind + " of " + plain(short(record.layer, 40)), standoff: 8 }, showline: true },
+      xaxis: { title: { text: "code of " + record.kind, standoff: 8 }, showline: true },
       yaxis: { title: { text: "words", standoff: 8 }, type: log ? "log" : "linear", rangemode: log ? "normal" : "tozero" },
     }));
   }
