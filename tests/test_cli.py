@@ -76,6 +76,10 @@ def one_line(done, *words):
     assert done.stdout == ""
 
 
+# what the commands work on is made once, in one process
+pytestmark = pytest.mark.xdist_group("command line")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A short run and its export."""

@@ -18,6 +18,10 @@ def rows(text):
     return {line.split("|")[1].strip(): line for line in text.splitlines() if re.match(r"\| \w+ \| \d", line)}
 
 
+# the cases run once, in one process
+pytestmark = pytest.mark.xdist_group("node cases")
+
+
 @pytest.fixture(scope="module")
 def outcomes():
     return run(QUICK)

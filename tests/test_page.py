@@ -218,6 +218,10 @@ class Elements(HTMLParser):
             self.scripts[self.script] = self.scripts.get(self.script, "") + data
 
 
+# its pictures are drawn once, in one process
+pytestmark = pytest.mark.xdist_group("page")
+
+
 @pytest.fixture(scope="module")
 def results():
     return make_results()

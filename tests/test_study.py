@@ -58,6 +58,10 @@ def changed(*pairs: tuple[str, str], text: str = TOML) -> str:
     return text
 
 
+# the study below is made once, in one process
+pytestmark = pytest.mark.xdist_group("study")
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the float net, trained once, and a finished study."""

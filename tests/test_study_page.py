@@ -42,6 +42,10 @@ def hostile_study():
     return results
 
 
+# its pictures are drawn once, in one process
+pytestmark = pytest.mark.xdist_group("study page")
+
+
 @pytest.fixture(scope="module")
 def results():
     return make_study()
