@@ -365,7 +365,8 @@ def read_idx(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
 def _load_arrays(name: str, data_dir: Path | None) -> Dataset:
     file = find_arrays(name, data_dir)
     arrays, classes = read_arrays(file)
-    return Dataset(*(arrays[key] for key in ("train_x", "train_y", "test_x", "test_y")), classes, name, str(file))
+    train_x, train_y, test_x, test_y = (arrays[key] for key in ("train_x", "train_y", "test_x", "test_y"))
+    return Dataset(train_x, train_y, test_x, test_y, classes, name, str(file))
 
 
 # ---------------------------------------------------------------------------------------------------
