@@ -388,6 +388,7 @@ class _Unlabelled:
 @click.option(
     "--sample", type=click.IntRange(1), default=None, help="Inputs to place accumulators on; 64, or 16 [net]."
 )
+@click.option("--calibrate-on", type=click.IntRange(1), default=None, help="Inputs to calibrate on; 512. [net]")
 @click.option("--evaluate-on", type=click.IntRange(1), default=None, help="Inputs to measure on, at most; 64. [net]")
 @click.option(
     "--to", type=click.Choice(("onnx", "rtl")), default="onnx", show_default=True, help="A file, or a folder of RTL."

@@ -89,7 +89,8 @@ def export_named(
 
 def _options(given: Mapping[str, Any]) -> ExportOptions:
     fields: dict[str, Any] = {}
-    for name in ("bits", "gamma", "datapath", "percentile", "correct_bias", "sample", "seed", "evaluate_on"):
+    plain = ("bits", "gamma", "datapath", "percentile", "correct_bias", "sample", "seed", "calibrate_on", "evaluate_on")
+    for name in plain:
         if given[name] is not None:
             fields[name] = given[name]
     for option, name in (("weights_format", "weight"), ("activations_format", "activation")):

@@ -251,7 +251,8 @@ def _command(study: Study, point: Point) -> str:
     net = study.net(point.net)
     data = str(Path(net.data).absolute()) if names_arrays(net.data) and net.data_dir is None else net.data
     line = ["lnsdeploy", "export", f"nets/{float_name(net)}", "--datapath", "point.toml", "--calibration", data]
-    line += ["--sample", str(study.evaluate.sample), "-o", "point.lns.onnx"]
+    line += ["--calibrate-on", str(study.evaluate.calibrate), "--sample", str(study.evaluate.sample)]
+    line += ["-o", "point.lns.onnx"]
     where = [] if net.data_dir is None else ["--data-dir", net.data_dir]
     again = ["lnsdeploy", "emulate", "point.lns.onnx", "--data", data]
     return f"{shlex.join([*line, *where])} && {shlex.join([*again, *where])}"
