@@ -244,7 +244,8 @@ def test_known_answers_of_cost(home: Path, tmp_path: Path) -> None:
     entries = assemble(study, [(i, p, measured.evaluate(study, p, out), None) for i, p in enumerate(points)])["points"]
     int8, *lns = entries
     assert sum(int8["breakdown"].values()) == int8["values"]["transistors"]
-    for kind in ("linear", "log"):
+    # a linear unit's table of remainders is a part of what aligns its products
+    for kind, part, growth in (("linear", "alignment", 1.03), ("log", "tables", 1.5)):
         own = [p for p in lns if p["parameters"]["accumulate"] == kind]
         assert [p["format"] for p in own] == ["8:4", "8:8", "8:16"]
         for p in own:
@@ -254,7 +255,7 @@ def test_known_answers_of_cost(home: Path, tmp_path: Path) -> None:
             least, middle, most = (p["values"][name] for p in own)
             assert least < middle < most, (kind, name)
         for low, high in itertools.pairwise(own):
-            assert high["breakdown"]["tables"] > 1.3 * low["breakdown"]["tables"], kind
+            assert high["breakdown"][part] > growth * low["breakdown"][part], kind
 
 
 def test_integer_multipliers_are_what_yosys_makes_of_them() -> None:
@@ -590,7 +591,8 @@ def test_compare_float_models_with_each_other_and_with_lns(home: Path, tmp_path:
     assert rows["arithmetic"] == ("float32", "LNS")
     assert rows["MACs an input"][0] == rows["MACs an input"][1]
     assert max(map(len, compare(beside, lns).text().splitlines())) < 160
-    # another training of the same net
+    # another training of the same net; saving beside has taken the values out of the first model
+    model = onnx.load(file)
     tensor = next(t for t in model.graph.initializer if len(t.dims) == 2)
     tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 2, tensor.name))
     onnx.save_model(model, tmp_path / "other.onnx")

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 KINDS = ("lns", "float32", "int", "fp8")
 STATES = ("complete", "pruned", "failed", "infeasible")
-PARTS = ("multiplier", "tables", "accumulator", "converters")
+PARTS = ("multiplier", "alignment", "adder", "tables", "accumulator", "converter")
 
 # name, title, unit, which way is better; in the order of the axes' menus and of the table's columns.
 METRICS: tuple[tuple[str, str, str, str], ...] = (
