@@ -732,7 +732,7 @@ def calibrate(
         raise BadValueError(f"{name} of shape {values.shape} has no axis {axis}")
     channels = np.abs(np.moveaxis(values, axis, 0))
     if method == "absmax":
-        return offsets_for(channels.reshape(len(channels), -1).max(axis=1, initial=0.0), fmt)
+        return offsets_for(channels.max(axis=tuple(range(1, channels.ndim)), initial=0.0), fmt)
     return np.array([one(channel.reshape(-1)) for channel in channels], dtype=np.int64)
 
 

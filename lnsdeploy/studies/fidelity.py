@@ -98,7 +98,7 @@ def render_fidelity(data: Mapping[str, Any], *, title: str = "Export", facts: Ma
             "fidelity.html.j2",
             filters={"decibels": _decibels, "size": _size},
             title=title,
-            data=data,
+            export=data,
             fidelity=data["fidelity"],
             sizes=data["sizes"],
             facts={str(k): str(v) for k, v in (facts or {}).items()},
