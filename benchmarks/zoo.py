@@ -291,7 +291,8 @@ def measure(name: str, fmt: str, *, size: int = 224, executors: Sequence[str] = 
 def markdown(rows: Sequence[dict[str, Any]], command: str, chosen: argparse.Namespace) -> str:
     """The table of docs/zoo.md."""
     first, *others = chosen.executors.split(",")
-    small = f", and for a picture of {SMALL} × {SMALL} between `{first}` and each of " + ", ".join(
+    larger = "".join(f" ({name}: {size} × {size})" for name, size in LEAST.items())
+    small = f", and for a picture of {SMALL} × {SMALL}{larger}, between `{first}` and each of " + ", ".join(
         f"`{name}`" for name in others
     )
     lines = [
@@ -301,8 +302,7 @@ def markdown(rows: Sequence[dict[str, Any]], command: str, chosen: argparse.Name
         "`torch.onnx` exports them, for square pictures of some size, lowered without training and",
         "calibrated on made-up inputs. SQNR is end to end against the float net, before a last softmax; *lowered*",
         "the time of the whole export, runs of the float net included. *Words equal*: every tensor of words, for one",
-        "picture of this size between",
-        f"`cpu` and `ort`{small if others else ''}.",
+        f"picture of this size between `cpu` and `ort`{small if others else ''}.",
         "",
         "| net | format | size | GMACs | in LNS | SQNR | float operations | words equal | lowered |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
