@@ -257,7 +257,7 @@ std::vector<T> by_word(lns_format f, From from) {
 
 int64_t packed_size(const Layer& l) { return product(product(l.groups * l.panels, l.depth), l.kernel.panel); }
 
-void set_kernel(Layer& l, Kind kind, const Kernel& kernel, const char* name) {
+void set_kernel(Layer& l, Kind kind, const Kernel& kernel, const std::string& name) {
   l.kind = kind;
   l.kernel = kernel;
   l.panels = (l.columns + kernel.panel - 1) / kernel.panel;
@@ -767,6 +767,13 @@ void make_linear(Layer& l, const lns_dot_desc& given, const Isa& isa) {
             per_column<double>(l, 0, [&](int64_t n) { return static_cast<double>(bias[static_cast<size_t>(n)]); });
       }
     };
+    /* by what happens at overflow */
+    const auto choose = [&](Kind kind, const Kernel& wrapping, const Kernel& clamped, const Kernel& by_steps,
+                            const std::string& name) {
+      if (!saturate) return set_kernel(l, kind, wrapping, name + "-wrap");
+      if (!steps) return set_kernel(l, kind, clamped, name + "-saturate");
+      set_kernel(l, kind, by_steps, name + "-lanes");
+    };
     const auto entry = [&](int64_t p) { return static_cast<int32_t>(std::min<int64_t>(terms(0, p), INT32_MAX)); };
     const Structure s = structure_of(d);
     if (!(wraps && make_shifted(l, d, isa.shifted, bias)) && (wraps32 || (step32 && !steps)) && !s.found) {
@@ -776,13 +783,7 @@ void make_linear(Layer& l, const lns_dot_desc& given, const Isa& isa) {
     const int64_t w_top = (max_code(d.weight) * d.weight_widen) >> s.f;
     const bool wide = wide_wraps && !wraps32;
     if (s.found && s.mitchell && (wraps32 || step32) && a_top < 60 && w_top + s.exponent < 60 && s.exponent > -60) {
-      if (saturate && steps) {
-        set_kernel(l, Kind::mitchell, isa.mitchell_lanes, "mitchell-lanes");
-      } else if (saturate) {
-        set_kernel(l, Kind::mitchell, isa.mitchell_saturate, "mitchell-saturate");
-      } else {
-        set_kernel(l, Kind::mitchell, isa.mitchell_wrap, "mitchell-wrap");
-      }
+      choose(Kind::mitchell, isa.mitchell_wrap, isa.mitchell_saturate, isa.mitchell_lanes, "mitchell");
       start32();
       pack_mitchell(l, d, s);
       /* 1 + x is at least 2^x, and an activation's exponent is 64 for what the table has as 0 */
@@ -794,38 +795,20 @@ void make_linear(Layer& l, const lns_dot_desc& given, const Isa& isa) {
         set_kernel(l, Kind::fp32_wide, isa.fp32_wide, "fp32-wide");
         start64();
       } else {
-        if (saturate && steps) {
-          set_kernel(l, Kind::fp32, isa.fp32_lanes, "fp32-lanes");
-        } else if (saturate) {
-          set_kernel(l, Kind::fp32, isa.fp32_saturate, "fp32-saturate");
-        } else {
-          set_kernel(l, Kind::fp32, isa.fp32_wrap, "fp32-wrap");
-        }
+        choose(Kind::fp32, isa.fp32_wrap, isa.fp32_saturate, isa.fp32_lanes, "fp32");
         start32();
       }
       pack_fp32(l, d, s);
       return bound_terms(l, d, std::ldexp(1.0, s.f), true, -fp32_middle(d, s));
     }
     if ((wraps32 || step32) && d.term_columns < (1 << 28)) {
-      if (saturate && steps) {
-        set_kernel(l, Kind::gather, isa.gather_lanes, "gather-lanes");
-      } else if (saturate) {
-        set_kernel(l, Kind::gather, isa.gather_saturate, "gather-saturate");
-      } else {
-        set_kernel(l, Kind::gather, isa.gather_wrap, "gather-wrap");
-      }
+      choose(Kind::gather, isa.gather_wrap, isa.gather_saturate, isa.gather_lanes, "gather");
       start32();
       pack_codes(l, d, [&](int64_t p) { return static_cast<int32_t>(terms(0, p)); });
       return bound_terms(l, d, 0, false, 0);
     }
     if (s.found && !s.mitchell && (wide_wraps || wide_steps)) {
-      if (saturate && steps) {
-        set_kernel(l, Kind::fp64, isa.fp64_lanes, "fp64-lanes");
-      } else if (saturate) {
-        set_kernel(l, Kind::fp64, isa.fp64_saturate, "fp64-saturate");
-      } else {
-        set_kernel(l, Kind::fp64, isa.fp64_wrap, "fp64-wrap");
-      }
+      choose(Kind::fp64, isa.fp64_wrap, isa.fp64_saturate, isa.fp64_lanes, "fp64");
       start64();
       pack_fp64(l, d, s);
       return bound_terms(l, d, std::ldexp(1.0, s.f), true, 0);

@@ -93,16 +93,18 @@ LNS_INLINE bool any(vi x) {
 #endif
 }
 
-/* What sums are clamped to, in the type that they are kept in. */
+/* Vectors of sums of a type, anywhere that a kernel keeps them, and what they are clamped to. */
 template <class T>
 struct Limits;
 template <>
 struct Limits<int32_t> {
+  typedef vi_anywhere Vector;
   static int32_t sum(const Layer& l) { return l.limit; }
   static int32_t step(const Layer& l) { return l.step_limit; }
 };
 template <>
 struct Limits<double> {
+  typedef vd Vector;
   static double sum(const Layer& l) { return l.wide_limit; }
   static double step(const Layer& l) { return l.wide_step_limit; }
 };
@@ -121,25 +123,17 @@ LNS_INLINE T room(const Tile& t, int64_t row, int64_t panel, int64_t first) {
 }
 
 /* Whether `count` sums from `acc` on, a multiple of V, are all that near to zero. */
-LNS_INLINE bool within(const int32_t* acc, int count, int32_t room) {
+template <class T>
+LNS_INLINE bool within(const T* acc, int count, T room) {
+  using Vector = typename Limits<T>::Vector;
   if (room < 0) return false;
-  const vi most = all(room);
+  const auto most = all(room);
   vi outside = all(0);
-  for (int i = 0; i < count; i += V) {
-    const vi x = *(const vi_anywhere*)(acc + i);
+  for (int i = 0; i < count; i += static_cast<int>(sizeof(Vector) / sizeof(T))) {
+    const auto x = *(const Vector*)(acc + i);
     outside |= (vi)(x > most) | (vi)(-x > most);
   }
   return !any(outside);
-}
-LNS_INLINE bool within(const double* acc, int count, double room) {
-  if (room < 0) return false;
-  const vd most = all(room);
-  vl outside = {};
-  for (int i = 0; i < count; i += V / 2) {
-    const vd x = *(const vd*)(acc + i);
-    outside |= (vl)(x > most) | (vl)(-x > most);
-  }
-  return !any((vi)outside);
 }
 
 /* ---- linear accumulation: products in registers ------------------------------------------------------ */
