@@ -322,6 +322,21 @@ def test_broadcast_sums() -> None:
     np.testing.assert_array_equal(native.add(t, t[::-1], plan), reference.add(t, t[::-1], plan))
 
 
+@pytest.mark.parametrize("other", [BYTE, LNSFormat(6, 8, False)], ids=str)
+def test_so_many_sums_that_each_pair_is_added_once(other: LNSFormat) -> None:
+    """spec 6.4: from 2^17 sums of narrow words on, words and counts come from a table of all pairs; here every pair."""
+    plan = AddPlan(LogAccumulator(9, 2), BYTE, other, LNSFormat(7, 8), 3, -2, 40, -4)
+    a, b = np.arange(256, dtype=np.uint8)[:, None], np.arange(1 << other.bits, dtype=np.uint8)
+    copies = -(-(1 << 17) // (a.size * b.size))
+    one, counts = Counts(), Counts()
+    want = reference.add(a, b, plan, one)
+    assert min(one.saturated, one.negative, one.flushed) > 0
+    found = native.add(np.broadcast_to(a, (copies, *a.shape)), b, plan, counts)
+    np.testing.assert_array_equal(found, np.broadcast_to(want, found.shape))
+    parts = (one.words, one.saturated, one.flushed, one.negative)
+    assert counts == Counts(*(copies * part for part in parts))
+
+
 def test_scalars_and_far_offsets() -> None:
     """Arrays without axes keep their shape; offsets up to the limit of 32 bits (spec 6.3)."""
     word = np.array(200, dtype=np.uint8)
