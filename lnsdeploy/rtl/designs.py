@@ -13,7 +13,7 @@ from lnsdeploy.datapath import LogAccumulator
 from lnsdeploy.errors import BadValueError
 from lnsdeploy.formats import LNSFormat
 from lnsdeploy.rtl.parameters import PEParameters
-from lnsdeploy.rtl.roms import ROM_FLOAT, Adder, Rom, adder, bits_of, delta_text, rom_text, threshold_rom
+from lnsdeploy.rtl.roms import ROM_FLOAT, Adder, Rom, adder, bits_of, delta_text, rom_text, signed_bits, threshold_rom
 
 Ints = npt.NDArray[np.int64]
 Fields = tuple[tuple[str, int], ...]
@@ -101,6 +101,9 @@ def pack(fields: Sequence[tuple[npt.ArrayLike, int]]) -> bytes:
     Args:
         fields: arrays [n] or [n, parts] with the bits of each value, the first in the top bits; of an array
             [n, parts] part 0 lies lowest. Negative values as two's complement.
+
+    Raises:
+        BadValueError: a value does not fit its bits.
     """
     columns = []
     for values, bits in fields:
@@ -109,6 +112,8 @@ def pack(fields: Sequence[tuple[npt.ArrayLike, int]]) -> bytes:
         if array.ndim == 1:
             array = array[:, None]
         array = array[:, ::-1]
+        if array.size and not -(1 << (bits - 1)) <= int(array.min()) <= int(array.max()) < 1 << bits:
+            raise BadValueError(f"values of {int(array.min())} to {int(array.max())} do not fit {bits} bits")
         if array.dtype == object or bits > 63:
             text = [[bin(int(v) & ((1 << bits) - 1))[2:].zfill(bits) for v in row] for row in array.astype(object)]
             digits = np.array([[c == "1" for c in "".join(row)] for row in text], dtype=np.uint8)
@@ -233,8 +238,14 @@ def log_adder(accumulator: LogAccumulator, gamma: int) -> Design:
     return combinational(name, f"an LNS adder, {made.kind}", "lns_add", parameters, inputs, outputs, (), {0: made})
 
 
-def float_encoder(fmt: LNSFormat, underflow: str, offset_bits: int = 12) -> Design:
-    """lns_float_to_log: {nan, word} of a binary32 number and an offset."""
+def float_offset_bits(gamma: int) -> int:
+    """Bits of the offsets that a tensor of binary32 numbers may have: their octaves, from 2^-149 on."""
+    return signed_bits(-149 * gamma, 149 * gamma)
+
+
+def float_encoder(fmt: LNSFormat, underflow: str) -> Design:
+    """lns_float_to_log: {nan, word} of a binary32 number and an offset of :func:`float_offset_bits`."""
+    offset_bits = float_offset_bits(fmt.gamma)
     index = max((2 * fmt.gamma - 1).bit_length(), 1)
     parameters = {
         "GAMMA": fmt.gamma,

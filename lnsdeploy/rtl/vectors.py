@@ -13,7 +13,7 @@ from lnsdeploy.emulator import reference
 from lnsdeploy.emulator.plan import DotPlan
 from lnsdeploy.formats import LNSFormat, Words, encode
 from lnsdeploy.rtl import designs
-from lnsdeploy.rtl.designs import ArrayShape, Design, pack
+from lnsdeploy.rtl.designs import ArrayShape, Design, float_offset_bits, pack
 from lnsdeploy.rtl.parameters import Ints, PEParameters, pe_parameters
 
 
@@ -90,7 +90,7 @@ def term_vectors(pe: PEParameters, plan: DotPlan) -> Vectors:
 def encoder_vectors(fmt: LNSFormat, underflow: str, x: npt.NDArray[np.float32], offset: int) -> Vectors:
     """Words of binary32 numbers (spec 2.1, 2.4); no NaN among them."""
     words = encode(x, fmt, offset, underflow=underflow, negative="clip")  # type: ignore[arg-type]
-    inputs = pack([(x.view(np.uint32).astype(np.int64), 32), (np.full(len(x), offset), 12)])
+    inputs = pack([(x.view(np.uint32).astype(np.int64), 32), (np.full(len(x), offset), float_offset_bits(fmt.gamma))])
     return Vectors(inputs, pack([(np.zeros(len(x)), 1), (words, fmt.bits)]), len(x))
 
 
