@@ -18,6 +18,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from lnsdeploy.cost import units as units_
 from lnsdeploy.datapath import Datapath, LogAccumulator, load_datapath, named_datapaths
 from lnsdeploy.delta import (
     Cordic,
@@ -31,14 +32,17 @@ from lnsdeploy.delta import (
     Shift,
     Table,
 )
+from lnsdeploy.emulator import reference
 from lnsdeploy.emulator.plan import DotPlan
 from lnsdeploy.files import read_bytes, write_text
 from lnsdeploy.formats import LNSFormat
 from lnsdeploy.rtl import designs, simulate, vectors
-from lnsdeploy.rtl.designs import ArrayShape, Design
-from lnsdeploy.rtl.parameters import Ints, PEParameters
+from lnsdeploy.rtl.designs import ArrayShape, Design, pack
+from lnsdeploy.rtl.parameters import Ints, PEParameters, pe_parameters
 from lnsdeploy.rtl.simulate import SimulationError
 from lnsdeploy.rtl.vectors import Vectors
+
+Bools = npt.NDArray[np.bool_]
 
 WIDTHS = ((6, 4), (8, 8), (10, 32), (12, 128), (16, 1024))
 
@@ -155,6 +159,60 @@ def _finish_vectors(pe: PEParameters, plan: DotPlan, count: int, exhaustive: boo
     return vectors.finish_vectors(pe, plan, _accumulators(pe.datapath, count, exhaustive))
 
 
+def macs(count: int) -> Iterator[Comparison]:
+    """Scalar multiply-accumulates of every named datapath: the register before each of `count` products of one sum."""
+    for name in named_datapaths():
+        plan = vectors.example_plan(units_.with_lanes(load_datapath(name), 1))
+        pe = pe_parameters([(plan, 1)])
+        yield Comparison(units_.mac_of(pe), count, partial(_mac_vectors, pe, plan, count))
+
+
+def _mac_vectors(pe: PEParameters, plan: DotPlan, count: int) -> Vectors:
+    """Sums of products of words, as spec 4.1 to 4.4 and 5.1 to 5.3 have them, from zero on."""
+    words = [vectors.operands(fmt, (count,), seed) for seed, fmt in enumerate((plan.activation, plan.weight))]
+    (a_code, a_sign), (w_code, w_sign) = (
+        fmt.split(x) for fmt, x in zip((plan.activation, plan.weight), words, strict=True)
+    )
+    code, zero = a_code.astype(np.int64) + w_code, (a_code == 0) | (w_code == 0)
+    scale, v = int(pe.scales(plan, 1)[0]), pe.values
+    inputs = [(np.ones(count), 1), (words[0], v["A_BITS"]), (words[1], v["W_BITS"])]
+    packed = pack([*inputs, (np.full(count, scale), v["SCALE_BITS"])])
+    sums = _linear_sums if plan.datapath.is_linear else _log_sums
+    return Vectors(packed, sums(plan, code, zero, a_sign ^ w_sign, scale), count)
+
+
+def _linear_sums(plan: DotPlan, code: Ints, zero: Bools, sign: Bools, scale: int) -> bytes:
+    accumulator = plan.datapath.linear
+    terms = np.where(zero, 0, reference._terms(plan)(code)) * np.where(sign, -1, 1)
+    terms = reference._fit(terms, accumulator.step_bits, accumulator.overflow)
+    half = 1 << (accumulator.bits - 1)
+    found = np.zeros((len(code), accumulator.bins), dtype=np.int64)
+    for number, steps in enumerate(terms.tolist()):
+        total, row = 0, []
+        for step in steps:
+            row.append(total)
+            total += step
+            if not -half <= total < half:
+                wrapped = (total + half) % (2 * half) - half
+                total = wrapped if accumulator.overflow == "wrap" else (half - 1 if total > 0 else -half)
+        found[:, number] = row
+    return pack([(found, accumulator.bits)])
+
+
+def _log_sums(plan: DotPlan, code: Ints, zero: Bools, sign: Bools, scale: int) -> bytes:
+    accumulator = plan.datapath.log
+    tables = accumulator.delta.tables(plan.datapath.gamma << accumulator.guard_bits)
+    entered = reference._enter(code, zero, scale, accumulator)
+    signs = sign & (entered != 0)
+    codes, minus = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool)
+    found = np.zeros((2, len(code)), dtype=np.int64)
+    for i in range(len(code)):
+        found[0, i], found[1, i] = minus[0], codes[0]
+        step = slice(i, i + 1)
+        codes, minus = reference.log_add(codes, minus, entered[step], signs[step], tables, accumulator.max_code)
+    return pack([(found[0], 1), (found[1], accumulator.bits)])
+
+
 def _element_vectors(datapath: Datapath, side: int, depth: int) -> Vectors:
     pe, plan, (a, w, bias) = vectors.example(datapath, side, side, depth)
     return vectors.pe_vectors(pe, plan, a, w, bias)
@@ -213,13 +271,16 @@ def compare(comparison: Comparison) -> int:
 
 @click.command()
 @click.option("--all", "everything", is_flag=True, help="Exhaustive converters, 2^20 random vectors, 2^16 a PE.")
-@click.option("--only", type=click.Choice(("units", "converters", "elements")), default=None, help="A part of it.")
+@click.option(
+    "--only", type=click.Choice(("units", "converters", "macs", "elements")), default=None, help="A part of it."
+)
 def main(everything: bool, only: str | None) -> None:
     """Compare every unit of the library with the reference, in Verilator or else Icarus."""
     count, outputs = (1 << 20, 1 << 16) if everything else (1 << 12, 1 << 6)
     parts: dict[str, Callable[[], Iterator[Comparison]]] = {
         "units": lambda: units(count),
         "converters": lambda: converters(count, everything),
+        "macs": lambda: macs(count),
         "elements": lambda: elements(outputs),
     }
     total, designs_, failed, start = 0, 0, 0, time.perf_counter()
