@@ -1,7 +1,7 @@
 """The points that the analytical model is fitted to, and the fit: ``python -m lnsdeploy.cost.fit`` (docs/cost.md).
 
-``--synthesise`` adds the points that `points.json` lacks (a quarter of an hour of two cores for all of them; stopped
-by whatever, the same command goes on); without it the coefficients of `model.json` are fitted to the points that are
+``--synthesise`` adds the points that `points.json` lacks (half an hour of two cores for all of them; stopped by
+whatever, the same command goes on); without it the coefficients of `model.json` are fitted to the points that are
 there, and the errors on those held out are printed.
 """
 

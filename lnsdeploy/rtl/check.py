@@ -1,6 +1,6 @@
 """The complete programme of comparisons: ``python -m lnsdeploy.rtl.check --all`` (docs/rtl.md).
 
-Exhaustive at 6 and 8 bits, random and adversarial vectors above, every named datapath. Hours of a core; the tests run
+Exhaustive at 6 and 8 bits, random and adversarial vectors above, every named datapath. An hour of a core; the tests run
 a choice of it. What has passed is kept beside the simulations, by the hardware's text, the simulator, the reference's
 text and the number of vectors: stopped by whatever, the same command goes on.
 """
@@ -185,16 +185,16 @@ def _linear_sums(plan: DotPlan, code: Ints, zero: Bools, sign: Bools, scale: int
     accumulator = plan.datapath.linear
     terms = np.where(zero, 0, reference._terms(plan)(code)) * np.where(sign, -1, 1)
     terms = reference._fit(terms, accumulator.step_bits, accumulator.overflow)
-    half = 1 << (accumulator.bits - 1)
+    half, wraps = 1 << (accumulator.bits - 1), accumulator.overflow == "wrap"
     found = np.zeros((len(code), accumulator.bins), dtype=np.int64)
     for number, steps in enumerate(terms.tolist()):
         total, row = 0, []
         for step in steps:
             row.append(total)
             total += step
-            if not -half <= total < half:
-                wrapped = (total + half) % (2 * half) - half
-                total = wrapped if accumulator.overflow == "wrap" else (half - 1 if total > 0 else -half)
+            # one by one, a million times: reference._fit in plain integers
+            if not -half < total < half:
+                total = (total + half) % (2 * half) - half if wraps else (half - 1 if total > 0 else 1 - half)
         found[:, number] = row
     return pack([(found, accumulator.bits)])
 
