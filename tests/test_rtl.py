@@ -365,7 +365,7 @@ def test_cost_of_units():
 @needs_yosys
 @pytest.mark.parametrize("comparison", [*programme.exhaustive_units(6)], ids=lambda comparison: comparison.design.name)
 def test_netlists_are_proved_to_be_the_tables(comparison):
-    """By SAT, for all inputs: the multiplier's and every adder's netlist is the reference's table."""
+    """For all inputs: the multiplier's and every adder's netlist is the reference's table."""
     formal.prove(comparison.design, against=comparison.vectors())
 
 

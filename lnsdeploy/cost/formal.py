@@ -1,4 +1,4 @@
-"""Formal equality by SAT, for all inputs: of the netlist that synthesis makes with the reference's table, or with the
+"""Formal equality by decision diagrams and SAT, for all inputs: of the netlist that synthesis makes with the reference's table, or with the
 text that was simulated (docs/cost.md).
 
 ``python -m lnsdeploy.cost.formal`` proves the multiplier and the adder of every Δ method, of 6 bits or ``--bits 8``.
@@ -20,6 +20,9 @@ from lnsdeploy.rtl.vectors import Vectors
 
 # What makes a circuit of a text without optimising it.
 _PLAIN = ("hierarchy -check -top lns_dut", "proc", "flatten", "memory", "opt_clean", "delete */t:$scopeinfo")
+
+# A decision diagram of each difference, of which there is but one: a constant where there is none.
+_COLLAPSE = ("techmap", "opt -fast", "abc -g AND -script +strash;collapse;strash;map", "opt_clean")
 
 _TABLE = """\
 module lns_dut (
@@ -73,6 +76,7 @@ def _prove(name: str, sides: Mapping[str, tuple[Mapping[str, str | bytes], Seque
         "design -copy-from gate -as gate gate",
         "miter -equiv -flatten gold gate miter",
         "hierarchy -top miter",
+        *_COLLAPSE,
         "sat -verify -prove trigger 0 -show-inputs miter",
     ]
     try:
@@ -84,9 +88,9 @@ def _prove(name: str, sides: Mapping[str, tuple[Mapping[str, str | bytes], Seque
 
 
 def prove(design: Design, *, against: Design | Vectors | None = None) -> None:
-    """Prove by SAT what the netlist of a combinational design computes, the one that its cost is counted of.
+    """Prove what the netlist of a combinational design computes, the one that its cost is counted of.
 
-    Seconds for an adder of 6 bits, minutes for one of 8.
+    Two seconds for an adder of 6 bits, twenty for one of 8.
 
     Args:
         design: it.
