@@ -1,5 +1,6 @@
-"""Formal equality by decision diagrams and SAT, for all inputs: of the netlist that synthesis makes with the reference's table, or with the
-text that was simulated (docs/cost.md).
+"""Formal equality by decision diagrams and SAT, for all inputs (docs/cost.md).
+
+Of the netlist that synthesis makes with the reference's table, or with the text that was simulated.
 
 ``python -m lnsdeploy.cost.formal`` proves the multiplier and the adder of every Δ method, of 6 bits or ``--bits 8``.
 """
