@@ -347,6 +347,7 @@ def test_command_with_the_model():
 # ---------------------------------------------------------------------------------------------------
 # Cells of a liberty file
 
+# OpenSTA has no wheel: `make system`, with which CI begins, installs it.
 needs_timing = pytest.mark.skipif(timing.find() is None, reason=timing.HOW_TO_GET_ONE)
 
 NETLIST = """module lns_dut(clk_i, rst_ni, in_valid_i, in_ready_o, in_i, out_valid_o, out_ready_i, out_o);

@@ -23,6 +23,7 @@ from lnsdeploy.rtl.parameters import pe_parameters
 needs_simulator = pytest.mark.skipif(
     simulate.find("verilator") is None and simulate.find("icarus") is None, reason=simulate.HOW_TO_GET_ONE
 )
+# Yosys comes with the extra `rtl`, which `make install` brings; lnsdeploy works without.
 needs_yosys = pytest.mark.skipif(synthesis.find() is None, reason=synthesis.HOW_TO_GET_ONE)
 needs_verilator = pytest.mark.skipif(simulate.find("verilator") is None, reason=simulate.HOW_TO_GET_ONE)
 

@@ -167,32 +167,32 @@ def _drawn_datapath(rng: random.Random, name: str, linear: bool, widths: Sequenc
     return made, lanes
 
 
+def _draw(name: str, count: int, seed: int, widths: Sequence[int]) -> Iterator[tuple[int, Datapath, int]]:
+    """Index, datapath and lanes of those of a draw that are datapaths; every other one sums linearly."""
+    rng = random.Random(seed)
+    for index in range(count):
+        drawn = _drawn_datapath(rng, f"{name}-{index}", bool(index % 2), widths)
+        if drawn is not None:
+            yield index, *drawn
+
+
 def configurations() -> Iterator[tuple[Datapath, int, bool]]:
     """Datapath, lanes, and whether it is held out: pseudo-random ones first, then the named ones.
 
     Held out are, of the first draw, two in eight; of the second every third; of those with bins every fourth; all of
     the third; and all named ones.
     """
-    rng = random.Random(SEED)
-    for index in range(COUNT):
-        drawn = _drawn_datapath(rng, f"point-{index}", bool(index % 2), (4, 5, 6, 8, 8, 10, 12))
-        if drawn is not None:
-            yield *drawn, index % 8 in (2, 3)
+    for index, path, lanes in _draw("point", COUNT, SEED, (4, 5, 6, 8, 8, 10, 12)):
+        yield path, lanes, index % 8 in (2, 3)
     adder = load_datapath("gauss-8").add
     for index, (table_bits, width, overflow) in enumerate(BINNED):
         word = LNSFormat((6, 8)[index % 2], 8)
         linear = LinearAccumulator(width, "bin", table_bits, (4, 8)[index % 3 == 0], overflow=overflow)
         yield Datapath(f"bins-{index}", word, word, word, linear, adder), 1, index % 4 == 3
-    rng = random.Random(MORE_SEED)
-    for index in range(MORE):
-        drawn = _drawn_datapath(rng, f"more-{index}", bool(index % 2), (4, 5, 6, 7, 8, 8, 9, 10))
-        if drawn is not None:
-            yield *drawn, index // 2 % 3 == 2
-    rng = random.Random(FRESH_SEED)
-    for index in range(FRESH):
-        drawn = _drawn_datapath(rng, f"fresh-{index}", bool(index % 2), (4, 5, 6, 7, 8, 8, 9, 10, 12))
-        if drawn is not None:
-            yield *drawn, True
+    for index, path, lanes in _draw("more", MORE, MORE_SEED, (4, 5, 6, 7, 8, 8, 9, 10)):
+        yield path, lanes, index // 2 % 3 == 2
+    for _, path, lanes in _draw("fresh", FRESH, FRESH_SEED, (4, 5, 6, 7, 8, 8, 9, 10, 12)):
+        yield path, lanes, True
     for name in named_datapaths():
         yield load_datapath(name), 1, True
 

@@ -15,7 +15,7 @@ import click
 from lnsdeploy.cost.synthesis import GATES, run_script
 from lnsdeploy.errors import BadValueError, CheckFailedError, LNSError
 from lnsdeploy.rtl import check
-from lnsdeploy.rtl.designs import Design
+from lnsdeploy.rtl.designs import Design, combinational_head
 from lnsdeploy.rtl.simulate import texts_of
 from lnsdeploy.rtl.vectors import Vectors
 
@@ -26,21 +26,9 @@ _PLAIN = ("hierarchy -check -top lns_dut", "proc", "flatten", "memory", "opt_cle
 _COLLAPSE = ("techmap", "opt -fast", "abc -g AND -script +strash;collapse;strash;map", "opt_clean")
 
 _TABLE = """\
-module lns_dut (
-    input  logic clk_i,
-    input  logic rst_ni,
-    input  logic in_valid_i,
-    output logic in_ready_o,
-    input  logic [{in_bits}-1:0] in_i,
-    output logic out_valid_o,
-    input  logic out_ready_i,
-    output logic [{out_bits}-1:0] out_o
-);
   logic [{out_bits}-1:0] words[0:{last}];
   initial $readmemh("words.txt", words);
   assign out_o = words[in_i];
-  assign in_ready_o = out_ready_i;
-  assign out_valid_o = in_valid_i;
 endmodule
 """
 
@@ -58,7 +46,8 @@ def _table_files(design: Design, made: Vectors) -> dict[str, str | bytes]:
     if len(outputs) != 1 << bits:
         raise BadValueError(f"{design.name}: a proof needs all {1 << bits} inputs, and {len(outputs)} are given")
     words = "".join(f"{outputs[key]:x}\n" for key in range(1 << bits))
-    text = _TABLE.format(in_bits=bits, out_bits=design.output_bits, last=(1 << bits) - 1)
+    text = combinational_head("the reference's outputs", bits, design.output_bits)
+    text += _TABLE.format(out_bits=design.output_bits, last=(1 << bits) - 1)
     return {"table.sv": text, "words.txt": words}
 
 

@@ -288,9 +288,12 @@ def synthesise(design: Design, *, runs: int = 5, liberty: str | Path | None = No
     texts: dict[str, str | bytes] = dict(texts_of(design))
     sources = list(texts)
     cells = read_bytes(liberty) if liberty is not None else b""
-    timer = cells_of(Path(liberty)).timing if liberty is not None else None
+    timer = None
+    if liberty is not None:
+        _library_name(cells, liberty)
+        timer = timing.find()
     script, results = _script(sources, runs, liberty is not None)
-    digest = hashlib.sha256(f"{best().version}\n{timer}\n{script}".encode())
+    digest = hashlib.sha256(f"{best().version}\n{timer.version if timer else None}\n{script}".encode())
     for name in sources:
         digest.update(f"\n{name}\n".encode() + str(texts[name]).encode())
     digest.update(cells)
@@ -348,24 +351,31 @@ class Cells:
     """What figures of a liberty file stand on, for those who read them.
 
     Args:
-        library: its name.
+        name: the library's.
         file: where it is.
         time_unit: of delays.
         timing: the tool that told them; None where there is none.
     """
 
-    library: str
+    name: str
     file: Path
     time_unit: str
     timing: str | None
 
     def to_dict(self) -> dict[str, str | None]:
         """Plain data."""
-        found: dict[str, str | None] = {"library": self.library, "file": str(self.file)}
+        found: dict[str, str | None] = {"library": self.name, "file": str(self.file)}
         return found | {"time_unit": self.time_unit, "timing": self.timing}
 
     def __str__(self) -> str:
-        return f"cells {self.library}, {self.timing or timing.HOW_TO_GET_ONE}"
+        return f"cells {self.name}, {self.timing or timing.HOW_TO_GET_ONE}"
+
+
+def _library_name(text: bytes, liberty: str | Path) -> str:
+    found = re.search(rb'\blibrary\s*\(\s*"?([^")\s]+)', text)
+    if found is None:
+        raise BadFileError(f"{liberty}: not a liberty file")
+    return found.group(1).decode(errors="replace")
 
 
 def cells_of(liberty: Path) -> Cells:
@@ -374,9 +384,11 @@ def cells_of(liberty: Path) -> Cells:
     Raises:
         BadFileError: it cannot be read, or is none.
     """
-    text = read_bytes(liberty).decode(errors="replace")
-    found = re.search(r'\blibrary\s*\(\s*"?([^")\s]+)', text)
-    if found is None:
-        raise BadFileError(f"{liberty}: not a liberty file")
+    text = read_bytes(liberty)
     timer = timing.find()
-    return Cells(found.group(1), liberty, timing.unit_of(text), timer.version if timer else None)
+    return Cells(
+        _library_name(text, liberty),
+        liberty,
+        timing.unit_of(text.decode(errors="replace")),
+        timer.version if timer else None,
+    )

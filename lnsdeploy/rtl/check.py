@@ -18,7 +18,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from lnsdeploy.cost import units as units_
+from lnsdeploy.cost.units import mac_of, with_lanes
 from lnsdeploy.datapath import Datapath, LogAccumulator, load_datapath, named_datapaths
 from lnsdeploy.delta import (
     Cordic,
@@ -162,9 +162,9 @@ def _finish_vectors(pe: PEParameters, plan: DotPlan, count: int, exhaustive: boo
 def macs(count: int) -> Iterator[Comparison]:
     """Scalar multiply-accumulates of every named datapath: the register before each of `count` products of one sum."""
     for name in named_datapaths():
-        plan = vectors.example_plan(units_.with_lanes(load_datapath(name), 1))
+        plan = vectors.example_plan(with_lanes(load_datapath(name), 1))
         pe = pe_parameters([(plan, 1)])
-        yield Comparison(units_.mac_of(pe), count, partial(_mac_vectors, pe, plan, count))
+        yield Comparison(mac_of(pe), count, partial(_mac_vectors, pe, plan, count))
 
 
 def _mac_vectors(pe: PEParameters, plan: DotPlan, count: int) -> Vectors:

@@ -184,6 +184,12 @@ def _slices(fields: Fields) -> dict[str, str]:
     return found
 
 
+def combinational_head(title: str, in_bits: int, out_bits: int) -> str:
+    """The beginning of a top whose outputs out_o follow in_i at once."""
+    text = _HEAD.format(title=title, in_high=in_bits - 1, out_high=out_bits - 1)
+    return text + "\n  assign in_ready_o = out_ready_i;\n  assign out_valid_o = in_valid_i;\n\n"
+
+
 def combinational(
     name: str,
     title: str,
@@ -204,8 +210,7 @@ def combinational(
     for port, bits in outputs:
         ports[port] = f"out_o[{high - 1}:{high - bits}]"
         high -= bits
-    text = _HEAD.format(title=title, in_high=sum(b for _, b in inputs) - 1, out_high=output_bits - 1)
-    text += "\n  assign in_ready_o = out_ready_i;\n  assign out_valid_o = in_valid_i;\n\n"
+    text = combinational_head(title, sum(b for _, b in inputs), output_bits)
     text += _instance(module, parameters, ports) + "\nendmodule\n"
     return Design(name, inputs, output_bits, text, roms, adders or {}, module)
 
